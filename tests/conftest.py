@@ -1,0 +1,105 @@
+"""The tests' house rules: which engines, which tests are skipped and why, and what a failure shows.
+
+It knows the engines by name and where they are found. It must not know how any of them is built or what a test asks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.support.processes import Processes
+
+ENGINE_MODULES = {
+    "reference": "dualtrace.reference",
+    "fake": "dualtrace.fake",
+    "torch": "backend_torch",
+    "jax": "backend_jax",
+}
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engines",
+        default="reference,fake",
+        help="engines the contract suite runs with, a comma list; one that is named and missing fails",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in THREAD_VARIABLES:  # before numpy is imported: it reads them once
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The machine is shared: how long one example took says nothing about the code.
+    hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
+    hypothesis.settings.load_profile("house")
+    if not list_engines(config):
+        raise pytest.UsageError(f"--engines names none; known are {', '.join(ENGINE_MODULES)}")
+
+
+def list_engines(config: pytest.Config) -> list[str]:
+    return [name.strip() for name in config.getoption("--engines").split(",") if name.strip()]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine_name" in metafunc.fixturenames:
+        metafunc.parametrize("engine_name", list_engines(metafunc.config), indirect=True)
+
+
+@pytest.fixture
+def engine_name(request: pytest.FixtureRequest) -> str:
+    """The name of the engine under test. It fails, and never skips, when that engine is not there."""
+    name: str = request.param
+    if name not in ENGINE_MODULES:
+        pytest.fail(f"engine {name!r} is not known; known are {', '.join(ENGINE_MODULES)}")
+    try:
+        module = importlib.import_module(ENGINE_MODULES[name])
+    except ImportError as error:
+        pytest.fail(f"engine {name!r} was named in --engines and cannot be imported: {error}")
+    if not hasattr(module, "load"):
+        pytest.fail(f"engine {name!r} was named in --engines, and {module.__name__} has no load(settings)")
+    return name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if importlib.util.find_spec("torch") is None:
+        for item in items:
+            if item.get_closest_marker("torch") is not None:
+                item.add_marker(pytest.mark.skip(reason="torch is not installed"))
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Starts processes that are ended with the test, however it ends."""
+    with Processes(tmp_path) as started:
+        yield started
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the processes of a failed test said."""
+    report = yield
+    started = getattr(item, "funcargs", {}).get("processes")
+    if report.failed and isinstance(started, Processes):
+        report.sections.extend(started.tell())
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count what was skipped, by reason, so that a green run cannot hide what it left out."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"skipped: {count} x {reason}", yellow=True)
+    if not reasons:
+        terminalreporter.write_line("skipped: none")
