@@ -1,0 +1,192 @@
+"""The lower waist: what an engine is asked and what it answers. Numpy in, numpy out, one calling thread.
+
+An engine knows token ids. It must not know text, protobuf, asyncio, batching policy, metrics or status codes.
+
+Coordinates are always *root-to-leaf*: row r of a segment is row r of the whole sequence that starts at the
+segment's root ancestor, so how rows were shared or packed can never be seen from outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float64]
+
+Live = Callable[[int], bool]
+"""`live(i)`: does anyone still want segment i? Engines ask it between steps and may skip what nobody wants."""
+
+
+@dataclass(frozen=True)
+class ModelProvenance:
+    """What decides the numbers, constant while an engine lives. Its digest is part of a run's identity."""
+
+    model_id: str
+    revision: str
+    family: str  # "llama", "gpt2", ...
+    weights_digest: str  # "sha256:..." as `checkpoint.weights_digest`
+    tokenizer_digest: str  # "sha256:..."; empty when the scorer knows no tokenizer
+    framework: str  # "reference", "torch", "jax", "fake", "python"
+    framework_version: str
+    dtype: str  # "float64", "float32", "bfloat16", ...
+    matmul_precision: str  # "float64", "highest", "tf32", ...
+    device: str  # "cpu", "cuda:0 NVIDIA ..."
+    attention_implementation: str
+    adapter_digests: tuple[tuple[str, str], ...] = ()  # (adapter name, digest), sorted by name
+    synthetic: bool = False  # True when no model stands behind the numbers (fake engine)
+
+    def digest(self) -> str:
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class EngineCapabilities:
+    """What an engine can do. What is not listed as able is refused by name, never served half."""
+
+    steps: bool = False  # a long segment is answered in several Steps
+    shares_prefixes: bool = False  # a parent's tokens are computed once for all its children
+    deterministic: bool = False  # with `Batch.deterministic` the answer is bit-equal whatever stands beside it
+    masks: bool = False
+    views: bool = False
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the model is: everything planning and validation need to know, and nothing that changes."""
+
+    provenance: ModelProvenance
+    capabilities: EngineCapabilities
+    vocab_size: int  # the logit width: ids 0 .. vocab_size-1 can be scored
+    max_positions: int  # the longest sequence of inputs one window may hold
+    layers: int
+    query_heads: int
+    kv_heads: int
+    hidden_size: int
+    windows: tuple[int | None, ...] = ()  # native sliding window per layer in positions, None = full; () = all full
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens that sees its parent's tokens as its past. `ids` may be empty when there is a parent."""
+
+    ids: IntArray  # [T] int32
+    positions: IntArray  # [T] int32
+    parent: int | None = None  # index of an earlier segment of the same batch
+
+
+@dataclass(frozen=True)
+class Read:
+    """What to read of one segment. Rows are root-to-leaf, so a child may read a row that its parent computed."""
+
+    rows: IntArray  # [R] int32, ascending, may repeat none
+    targets: IntArray | None = None  # [R] the id whose logprob, rank and ties are read at each row
+    top_k: int = 0
+    extra_ids: IntArray | None = None  # [E] ids whose logprobs are read at every row
+    tail: bool = False  # the mass outside the top_k, and outside top_k and extra_ids
+
+
+NOTHING = Read(rows=np.empty(0, np.int32))
+
+Reads = tuple[Read, ...]
+"""One Read per segment of the batch, in order; `NOTHING` for a segment that is only somebody's prefix."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A small forest of segments; parents come before their children. Depth one is what planners build."""
+
+    segments: tuple[Segment, ...]
+    deterministic: bool = False  # fixed buckets and chunk grid, no sharing
+
+    def lineage(self, index: int) -> tuple[int, ...]:
+        """Segment indices from the root down to `index`."""
+        chain = [index]
+        while (parent := self.segments[chain[-1]].parent) is not None:
+            chain.append(parent)
+        return tuple(reversed(chain))
+
+    def expand(self, index: int) -> tuple[IntArray, IntArray]:
+        """The plain row that a segment stands for: ids and positions from root to leaf, [T] each."""
+        chain = [self.segments[i] for i in self.lineage(index)]
+        ids = np.concatenate([segment.ids for segment in chain])
+        positions = np.concatenate([segment.positions for segment in chain])
+        return ids.astype(np.int32, copy=False), positions.astype(np.int32, copy=False)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Numbers of one segment for the rows of [start, stop) that were asked. A field that was not asked is None.
+
+    Logprobs are nats. At a row listed in `bad_rows` every number is meaningless and must not be used.
+    """
+
+    segment: int
+    start: int  # root-to-leaf, this readout covers rows [start, stop) ...
+    stop: int
+    rows: IntArray  # [R] ... and these of them were asked
+    computed_tokens: int  # tokens the model really ran for this readout
+    logprobs: FloatArray | None = None  # [R]
+    ranks: IntArray | None = None  # [R] 1-based: 1 + count(logit > own)
+    ties: IntArray | None = None  # [R] other ids with the very same logit
+    top_ids: IntArray | None = None  # [R, k] by logprob descending, ties by lower id
+    top_logprobs: FloatArray | None = None  # [R, k]
+    extra_logprobs: FloatArray | None = None  # [R, E]
+    tail_logprobs: FloatArray | None = None  # [R] log of the mass outside top_k; -inf when none is left
+    rest_logprobs: FloatArray | None = None  # [R] the same outside top_k and extra_ids
+    bad_rows: tuple[int, ...] = ()  # rows whose logits held NaN or infinity
+
+
+Step = tuple[Readout, ...]
+"""What one step of a forward yields: a readout per segment that advanced."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape worth getting ready for before the first caller needs it."""
+
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What `load(settings)` of every backend is given. `options` holds what only one backend knows."""
+
+    model: Path
+    dtype: str = ""  # "" = the backend's default
+    device: str = "cpu"
+    threads: int = 1
+    step_tokens: int = 256  # a long segment advances by so many tokens a step
+    model_id: str = ""  # "" = the folder's name
+    revision: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """A model that can be run forward and read. Only one thread calls `forward`, but it may hold two at once."""
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    def prepare(self, shape: Shape) -> None:
+        """Get ready for a shape (compile). Thread-safe, may take long, changes no answer."""
+        ...
+
+    def forward(self, batch: Batch, reads: Reads, live: Live) -> Iterator[Step]:
+        """Run the batch, yielding after each step. Two forwards may be interleaved by the one calling thread."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def int_array(values: Sequence[int] | IntArray) -> IntArray:
+    return np.asarray(values, dtype=np.int32)

@@ -1,0 +1,30 @@
+"""The unit of batching: one sequence to run and what to read of it.
+
+It knows the engine's words and nothing of questions or queues.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dualtrace.engine import IntArray, Read
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A whole sequence of inputs, root to leaf. The planner may split it into a shared prefix and the rest."""
+
+    ids: IntArray  # [T] int32
+    positions: IntArray  # [T] int32
+    read: Read
+
+    @property
+    def length(self) -> int:
+        return int(self.ids.shape[0])
+
+
+def plain_row(ids: IntArray, read: Read) -> Row:
+    """A row whose positions simply count."""
+    return Row(ids, np.arange(ids.shape[0], dtype=np.int32), read)
