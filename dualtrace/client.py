@@ -1,0 +1,280 @@
+"""The typed client of a sidecar: asks over gRPC, answers in the words of `questions.answers`.
+
+`Client` is async and is a `Scorer` itself; `BlockingClient` is the same for scripts and notebooks. It knows the wire.
+It must not know how a sidecar works inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+from grpc_status import rpc_status
+
+from dualtrace.card import Card
+from dualtrace.problems import Detail, Internal, InvalidArgument, Problem, Reason, rebuild
+from dualtrace.questions.answers import (
+    AnswerEvent,
+    AnswerSummary,
+    NextTokenAnswer,
+    PreflightAnswer,
+    ScoreAnswer,
+    StreamEvent,
+    TokenizeAnswer,
+)
+from dualtrace.questions.asked import (
+    LogprobQuestion,
+    NextTokenQuestion,
+    PreflightQuestion,
+    Question,
+    RollingQuestion,
+    ScoreQuestion,
+    StreamQuestion,
+    TokenizeQuestion,
+)
+from dualtrace.scorer import ask_one
+from dualtrace.v1 import scoring_pb2 as pb
+from dualtrace.v1 import scoring_pb2_grpc
+from dualtrace.wire import answers, questions
+from dualtrace.wire.model import card_from_pb
+from dualtrace.wire.problem import from_status
+
+T = TypeVar("T")
+
+REASON_OF_CODE = {
+    grpc.StatusCode.CANCELLED: Reason.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Reason.DEADLINE,
+    grpc.StatusCode.UNAVAILABLE: Reason.UNREACHABLE,
+    grpc.StatusCode.UNIMPLEMENTED: Reason.NOT_IMPLEMENTED,
+    grpc.StatusCode.UNAUTHENTICATED: Reason.BAD_TOKEN,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Reason.TOO_MANY,
+}
+"""For failures that carry no Problem: they come from gRPC itself, a proxy or another server."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where a sidecar is and how to be let in."""
+
+    address: str  # host:port, or any name that gRPC resolves
+    tls: bool = False
+    ca_file: Path | None = None  # None: the system's authorities
+    certificate_file: Path | None = None  # our own, for mTLS
+    key_file: Path | None = None
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Connection({self.address!r}, tls={self.tls}, token={'***' if self.token else None})"
+
+
+class Client:
+    """One sidecar, asked asynchronously. A `Scorer`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._metadata = (("authorization", f"Bearer {connection.token}"),) if connection.token else ()
+        self._channel = _open_channel(connection)
+        self._stub = scoring_pb2_grpc.ScoringServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def describe(self, *, deadline: float | None = None) -> Card:
+        response = await self._call(self._stub.Describe, pb.DescribeRequest(), deadline)
+        return card_from_pb(response.card)
+
+    async def tokenize(self, question: TokenizeQuestion, *, deadline: float | None = None) -> TokenizeAnswer:
+        return await ask_one(self, question, deadline=deadline)
+
+    async def score(self, question: ScoreQuestion, *, deadline: float | None = None) -> ScoreAnswer:
+        return await ask_one(self, question, deadline=deadline)
+
+    async def next_token(self, question: NextTokenQuestion, *, deadline: float | None = None) -> NextTokenAnswer:
+        return await ask_one(self, question, deadline=deadline)
+
+    async def preflight(
+        self, question: PreflightQuestion | None = None, *, deadline: float | None = None
+    ) -> PreflightAnswer:
+        return await ask_one(self, question or PreflightQuestion(), deadline=deadline)
+
+    def logprob(self, question: LogprobQuestion, *, deadline: float | None = None) -> AsyncIterator[StreamEvent]:
+        return self._stream(question, deadline)
+
+    def rolling(self, question: RollingQuestion, *, deadline: float | None = None) -> AsyncIterator[StreamEvent]:
+        return self._stream(question, deadline)
+
+    def ask(self, question: Question, *, deadline: float | None = None) -> AsyncIterator[AnswerEvent]:
+        if isinstance(question, LogprobQuestion | RollingQuestion):
+            return self._stream(question, deadline)
+        return self._ask_unary(question, deadline)
+
+    async def _ask_unary(
+        self,
+        question: NextTokenQuestion | ScoreQuestion | TokenizeQuestion | PreflightQuestion,
+        deadline: float | None,
+    ) -> AsyncIterator[AnswerEvent]:
+        match question:
+            case NextTokenQuestion():
+                request = questions.next_token_to_pb(question)
+                yield answers.next_token_from_pb(await self._call(self._stub.NextTokenDist, request, deadline))
+            case ScoreQuestion():
+                yield answers.score_from_pb(
+                    await self._call(self._stub.Score, questions.score_to_pb(question), deadline)
+                )
+            case TokenizeQuestion():
+                asked = questions.tokenize_to_pb(question)
+                yield answers.tokenize_from_pb(await self._call(self._stub.Tokenize, asked, deadline))
+            case PreflightQuestion():
+                checked = questions.preflight_to_pb(question)
+                yield answers.preflight_from_pb(await self._call(self._stub.Preflight, checked, deadline))
+
+    async def _call(self, method: Any, request: Any, deadline: float | None) -> Any:
+        try:
+            return await method(request, timeout=_timeout(deadline), metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise self._problem(error) from None
+
+    async def _stream(self, question: StreamQuestion, deadline: float | None) -> AsyncIterator[StreamEvent]:
+        """Events in order; a stream that ends without its Summary, or skips a number, is an error."""
+        if isinstance(question, LogprobQuestion):
+            method, request = self._stub.Logprob, questions.logprob_to_pb(question)
+        else:
+            method, request = self._stub.RollingLogprob, questions.rolling_to_pb(question)  # type: ignore[assignment]
+        call: Any = method(request, timeout=_timeout(deadline), metadata=self._metadata)
+        expected = 0
+        complete = False
+        try:
+            async for response in call:
+                if response.event.sequence != expected:
+                    message = f"event {response.event.sequence} came where {expected} was due; the answer has a hole"
+                    raise Internal(Reason.INCOMPLETE_STREAM, message)
+                expected += 1
+                event = answers.event_from_pb(response.event)
+                complete = complete or isinstance(event, AnswerSummary)
+                if event is not None:
+                    yield event
+        except grpc.aio.AioRpcError as error:
+            raise self._problem(error) from None
+        finally:
+            call.cancel()  # harmless when it has ended
+        if not complete:
+            raise Internal(Reason.INCOMPLETE_STREAM, "the stream ended without its Summary; the answer is incomplete")
+
+    def _problem(self, error: grpc.aio.AioRpcError) -> Problem:
+        status = rpc_status.from_call(error)
+        known = from_status(status) if status is not None else None
+        if known is not None:
+            return known
+        code = error.code()
+        reason = REASON_OF_CODE.get(code, Reason.BUG)
+        message = f"{self._connection.address}: {code.name}: {error.details()}"
+        if code == grpc.StatusCode.UNAVAILABLE:
+            message = f"cannot reach {self._connection.address}: {error.details()}; is a sidecar running there?"
+        return rebuild(int(code.value[0]), Detail(reason, message))
+
+
+def _open_channel(connection: Connection) -> grpc.aio.Channel:
+    if not connection.tls:
+        for name in ("ca_file", "certificate_file", "key_file"):
+            if getattr(connection, name) is not None:
+                raise InvalidArgument(Reason.CONFLICT, f"{name} is for TLS; use grpcs:// as well", field=name)
+        return grpc.aio.insecure_channel(connection.address)
+    credentials = grpc.ssl_channel_credentials(
+        *(
+            None if file is None else file.read_bytes()
+            for file in (connection.ca_file, connection.key_file, connection.certificate_file)
+        )
+    )
+    return grpc.aio.secure_channel(connection.address, credentials)
+
+
+def _timeout(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.001, deadline - time.monotonic())
+
+
+class BlockingClient:
+    """`Client` for code without an event loop: the same methods, waiting. One thread runs the loop."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="dualtrace-client", daemon=True)
+        self._thread.start()
+        self._client = self._run(_make(connection))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._loop.is_closed():
+            return
+        self._run(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def describe(self, *, timeout: float | None = None) -> Card:
+        return self._run(self._client.describe(deadline=_deadline(timeout)))
+
+    def tokenize(self, question: TokenizeQuestion, *, timeout: float | None = None) -> TokenizeAnswer:
+        return self._run(self._client.tokenize(question, deadline=_deadline(timeout)))
+
+    def score(self, question: ScoreQuestion, *, timeout: float | None = None) -> ScoreAnswer:
+        return self._run(self._client.score(question, deadline=_deadline(timeout)))
+
+    def next_token(self, question: NextTokenQuestion, *, timeout: float | None = None) -> NextTokenAnswer:
+        return self._run(self._client.next_token(question, deadline=_deadline(timeout)))
+
+    def preflight(self, *, timeout: float | None = None) -> PreflightAnswer:
+        return self._run(self._client.preflight(deadline=_deadline(timeout)))
+
+    def logprob(self, question: LogprobQuestion, *, timeout: float | None = None) -> Iterator[StreamEvent]:
+        return self._iterate(lambda: self._client.logprob(question, deadline=_deadline(timeout)))
+
+    def rolling(self, question: RollingQuestion, *, timeout: float | None = None) -> Iterator[StreamEvent]:
+        return self._iterate(lambda: self._client.rolling(question, deadline=_deadline(timeout)))
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _iterate(self, start: Callable[[], AsyncIterator[StreamEvent]]) -> Iterator[StreamEvent]:
+        events: Any = start()
+        try:
+            while True:
+                event = self._run(_next(events))
+                if event is None:
+                    return
+                yield event
+        finally:
+            self._run(events.aclose())
+
+
+async def _next(events: AsyncIterator[StreamEvent]) -> StreamEvent | None:
+    return await anext(events, None)
+
+
+async def _make(connection: Connection) -> Client:
+    return Client(connection)
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout

@@ -1,0 +1,271 @@
+"""The queue in front of an engine, and the one thread that steps it.
+
+Rows of many calls wait here; the thread takes as many as the token budget holds, runs them as one batch and hands
+each readout to the call it belongs to. Between steps it drops what nobody wants any more and lets a small batch
+pass a long one. It must not know questions, text or the wire, and it never waits for a reader: a call that reads
+too slowly is ended.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dualtrace.batching import Layout, fill, lay_out
+from dualtrace.calls import Call, Delivery, Ticket
+from dualtrace.engine import Engine, Readout, Step
+from dualtrace.metrics import Metrics
+from dualtrace.problems import Exhausted, Internal, Problem, Reason, Unavailable
+from dualtrace.rows import Row
+
+MAX_PASSES = 4
+"""So many batches may be led by small calls while a big one waits; then the big one leads."""
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    batch_tokens: int = 4096  # unique tokens of one batch
+    pass_tokens: int = 512  # a call with no more tokens than this is small: it may pass a long batch
+    queue_calls: int = 256  # calls that may wait; one more is refused
+    buffer_bytes: int = 64 << 20  # answers held for one slow reader before it is ended
+
+
+@dataclass(frozen=True)
+class _Picked:
+    call: Call
+    row: int
+
+
+class Scheduler:
+    """Owns the engine's calling thread from `start` to `close`."""
+
+    def __init__(self, engine: Engine, limits: SchedulerLimits, metrics: Metrics) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._metrics = metrics
+        self._share = engine.card.capabilities.shares_prefixes
+        self._changed = threading.Condition()
+        self._calls: list[Call] = []  # calls with rows still waiting, in order of arrival
+        self._passes = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="dualtrace-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def waiting_rows(self) -> int:
+        with self._changed:
+            return sum(len(call.waiting) for call in self._calls)
+
+    def submit(self, rows: Sequence[Row], *, deadline: float | None = None, deterministic: bool = False) -> Ticket:
+        """Queue rows; must be called from a running event loop. `deadline` is on the clock of time.monotonic."""
+        call = Call(rows, deadline=deadline, deterministic=deterministic, dropped=self._forget)
+        with self._changed:
+            if self._closing:
+                raise Unavailable(Reason.DRAINING, "the engine is shutting down; ask elsewhere or later")
+            if len(self._calls) >= self._limits.queue_calls:
+                limit = self._limits.queue_calls
+                raise Exhausted(Reason.QUEUE_FULL, f"{limit} calls are waiting, the most allowed; retry later")
+            if rows:
+                self._calls.append(call)
+            self._metrics.waiting_calls.set(len(self._calls))
+            self._changed.notify()
+        return Ticket(call)
+
+    def close(self) -> None:
+        """Fail what waits, let the running step end, stop the thread."""
+        with self._changed:
+            self._closing = True
+            waiting, self._calls = self._calls, []
+            self._changed.notify()
+        for call in waiting:
+            call.fail(Unavailable(Reason.DRAINING, "the sidecar is shutting down; ask elsewhere"))
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _forget(self, call: Call) -> None:
+        """A caller left: its waiting rows go at once, not when the thread comes round to them."""
+        with self._changed:
+            if call in self._calls:
+                self._calls.remove(call)
+                self._metrics.waiting_calls.set(len(self._calls))
+            self._metrics.dropped_segments.labels(reason="cancelled").inc(len(call.waiting))
+            call.waiting.clear()
+
+    # --- the engine thread from here on
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._calls and not self._closing:
+                    self._changed.wait()
+                if self._closing:
+                    return
+            picked = self._take(small_only=False)
+            if picked:
+                self._run(picked, may_be_passed=True)
+
+    def _take(self, *, small_only: bool) -> list[_Picked]:
+        """Choose the next batch and remove its rows from the queue."""
+        with self._changed:
+            self._drop_expired()
+            order = self._order(small_only)
+            if not order:
+                return []
+            lead = order[0]
+            if lead.waiting[0] in lead.alone:
+                candidates = [_Picked(lead, lead.waiting[0])]
+            else:
+                candidates = list(self._candidates(order, lead.deterministic))
+            budget = self._limits.pass_tokens if small_only else self._limits.batch_tokens
+            share = self._share and not lead.deterministic
+            count = fill((picked.call.rows[picked.row] for picked in candidates), budget, share=share)
+            picked = candidates[:count]
+            for one in picked:
+                one.call.leave_queue(one.row)
+            self._calls = [call for call in self._calls if call.waiting]
+            self._metrics.waiting_calls.set(len(self._calls))
+            return picked
+
+    def _drop_expired(self) -> None:
+        for call in list(self._calls):
+            if call.is_gone():
+                self._calls.remove(call)
+                self._metrics.dropped_segments.labels(reason=call.gone_reason).inc(len(call.waiting))
+                call.waiting.clear()
+
+    def _order(self, small_only: bool) -> list[Call]:
+        small = [call for call in self._calls if call.waiting_tokens <= self._limits.pass_tokens]
+        if small_only:
+            return small
+        big = [call for call in self._calls if call.waiting_tokens > self._limits.pass_tokens]
+        if small and big:
+            self._passes += 1
+            if self._passes > MAX_PASSES:
+                self._passes = 0
+                return big + small
+        return small + big
+
+    def _candidates(self, order: Sequence[Call], deterministic: bool) -> Iterator[_Picked]:
+        """Rows in order, lazily bounded: no batch can hold more rows than it has tokens."""
+        rows = (
+            _Picked(call, row)
+            for call in order
+            if call.deterministic == deterministic
+            for row in call.waiting
+            if row not in call.alone
+        )
+        return itertools.islice(rows, self._limits.batch_tokens)
+
+    def _run(self, picked: Sequence[_Picked], *, may_be_passed: bool) -> None:
+        rows = [one.call.rows[one.row] for one in picked]
+        deterministic = picked[0].call.deterministic
+        layout = lay_out(rows, share=self._share, deterministic=deterministic)
+        calls = list(dict.fromkeys(one.call for one in picked))
+        for call in calls:
+            call.enter_batch()
+            self._metrics.queue_seconds.observe(call.queue_seconds)
+        for one, shared in zip(picked, layout.shared_tokens, strict=True):
+            one.call.shared_tokens += shared
+            self._metrics.shared_tokens.inc(shared)
+        self._metrics.batch_rows.observe(len(rows))
+        self._metrics.batch_tokens.observe(sum(segment.ids.shape[0] for segment in layout.batch.segments))
+        try:
+            for step in self._steps(layout, picked, calls):
+                self._deliver(step, layout, picked)
+                if may_be_passed:
+                    self._let_pass()
+            self._check_complete(picked)
+        except Problem as problem:
+            self._fail_batch(picked, problem)
+        except MemoryError:
+            self._fail_batch(picked, Exhausted(Reason.OUT_OF_MEMORY, "the engine ran out of memory; send less at once"))
+        except Exception as error:  # noqa: BLE001 - whatever an engine throws must not kill the thread
+            message = f"the engine failed: {type(error).__name__}: {error}"
+            self._fail_batch(picked, Internal(Reason.ENGINE_FAILED, message))
+
+    def _steps(self, layout: Layout, picked: Sequence[_Picked], calls: Sequence[Call]) -> Iterator[Step]:
+        """The engine's steps, timed, until it is done or nobody wants the batch any more."""
+        live = self._liveness(layout, picked)
+        forward = self._engine.forward(layout.batch, layout.reads, live)
+        try:
+            while not all(call.is_gone() for call in calls):
+                begun = time.perf_counter()
+                step = next(forward, None)
+                seconds = time.perf_counter() - begun
+                for call in calls:
+                    call.compute_seconds += seconds
+                if step is None:
+                    return
+                self._metrics.step_seconds.observe(seconds)
+                yield step
+        finally:
+            close = getattr(forward, "close", None)
+            if close is not None:
+                close()
+
+    def _liveness(self, layout: Layout, picked: Sequence[_Picked]) -> Callable[[int], bool]:
+        def live(segment: int) -> bool:
+            row = layout.row_of_segment[segment]
+            users = layout.prefix_users[segment] if row is None else (row,)
+            return any(not picked[user].call.is_gone() for user in users)
+
+        return live
+
+    def _let_pass(self) -> None:
+        if self._closing:
+            return
+        small = self._take(small_only=True) if self._calls else []
+        if small:
+            self._run(small, may_be_passed=False)
+
+    def _deliver(self, step: Step, layout: Layout, picked: Sequence[_Picked]) -> None:
+        inboxes: dict[Call, list[Delivery]] = {}
+        for readout in step:
+            self._metrics.computed_tokens.inc(readout.computed_tokens)
+            row = layout.row_of_segment[readout.segment]
+            if row is None:  # a shared prefix: its first user is charged
+                picked[layout.prefix_users[readout.segment][0]].call.computed_tokens += readout.computed_tokens
+                continue
+            one = picked[row]
+            one.call.computed_tokens += readout.computed_tokens
+            one.call.step_tokens = max(one.call.step_tokens, _partial_tokens(readout, one.call.rows[one.row]))
+            if readout.rows.size and not one.call.is_gone():
+                finished = one.call.note_read(one.row, readout)
+                inboxes.setdefault(one.call, []).append(Delivery(one.row, readout, finished=finished))
+        for call, deliveries in inboxes.items():
+            call.hand_over(deliveries)
+            if call.buffered_bytes > self._limits.buffer_bytes:
+                self._metrics.slow_readers.inc()
+                call.fail(Exhausted(Reason.SLOW_READER, "answers were read too slowly; read faster or ask for less"))
+
+    def _check_complete(self, picked: Sequence[_Picked]) -> None:
+        for one in picked:
+            if not one.call.is_gone() and one.call.unread_rows(one.row):
+                raise Internal(Reason.ENGINE_FAILED, "the engine ended without reading all rows it was asked")
+
+    def _fail_batch(self, picked: Sequence[_Picked], problem: Problem) -> None:
+        """A batch broke. Rows that lost nothing yet get a second try alone, so that one bad row cannot take others."""
+        retried: list[Call] = []
+        with self._changed:
+            for one in picked:
+                if one.call.is_gone() or not one.call.unread_rows(one.row):
+                    continue
+                if len(picked) > 1 and one.call.is_untouched(one.row) and not self._closing:
+                    one.call.rejoin_queue(one.row)
+                    retried.append(one.call)
+                else:
+                    one.call.hand_over([Delivery(one.row, None, finished=True, problem=problem)])
+            for call in dict.fromkeys(retried):
+                if call not in self._calls:
+                    self._calls.append(call)
+
+
+def _partial_tokens(readout: Readout, row: Row) -> int:
+    """Length of a step, 0 when it covered the whole row."""
+    length = readout.stop - readout.start
+    return 0 if length >= row.length else length

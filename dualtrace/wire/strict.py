@@ -1,0 +1,56 @@
+"""Refuse what this version does not understand: unknown fields and enum values, at any depth of a request.
+
+An older server that ignored a new mask option would answer with wrong numbers. Responses are not checked: there,
+what is unknown is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from dualtrace.problems import InvalidArgument, Reason
+
+MAX_DEPTH = 64
+
+
+def refuse_unknown(message: Message, path: str = "", depth: int = 0) -> None:
+    """Raise for the first unknown field or enum value in the message or below."""
+    if depth > MAX_DEPTH:
+        raise InvalidArgument(Reason.NESTED_TOO_DEEP, f"messages nest deeper than {MAX_DEPTH}", field=path)
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        number = unknown[0].field_number
+        name = message.DESCRIPTOR.name
+        where = f"{path}.<{number}>" if path else f"<{number}>"
+        text = f"field number {number} of {name} is not known to this version; it may be newer than this server"
+        raise InvalidArgument(Reason.UNKNOWN_FIELD, text, field=where)
+    for field, value in message.ListFields():
+        below = f"{path}.{field.name}" if path else field.name
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for place, child in _children(value, field, below):
+                refuse_unknown(child, place, depth + 1)
+        elif field.type == FieldDescriptor.TYPE_ENUM:
+            _refuse_unknown_enum(value, field, below)
+
+
+def _children(value: object, field: FieldDescriptor, path: str) -> Iterable[tuple[str, Message]]:
+    if not field.is_repeated:
+        assert isinstance(value, Message)
+        return [(path, value)]
+    return [(f"{path}[{index}]", child) for index, child in enumerate(value)]  # type: ignore[arg-type, var-annotated]
+
+
+def _refuse_unknown_enum(value: object, field: FieldDescriptor, path: str) -> None:
+    numbers = [value] if not field.is_repeated else list(value)  # type: ignore[call-overload]
+    kind = field.enum_type
+    assert kind is not None
+    for number in numbers:
+        # 0 is UNSPECIFIED in every enum of this package: sent on purpose it has no meaning.
+        if number == 0 or number not in kind.values_by_number:
+            allowed = ", ".join(entry.name for entry in kind.values if entry.number)
+            text = f"{kind.name} value {number} asked; leave the field out for the default"
+            raise InvalidArgument(Reason.UNKNOWN_ENUM_VALUE, text, field=path, allowed=allowed)
