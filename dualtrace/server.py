@@ -11,7 +11,7 @@ import hmac
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -25,11 +25,12 @@ from dualtrace.scorer import Scorer, ask_one
 from dualtrace.settings import SidecarSettings
 from dualtrace.sidecar import SERVICE_NAME, Readiness, ScoringServicer, register
 from dualtrace.wire.problem import to_status
+from dualtrace.wire.strict import decode_leniently
 
 HEALTH_PREFIX = f"/{health.SERVICE_NAME}/"
 MAX_CONCURRENT_CALLS = 4096
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class TokenCheck(grpc.aio.ServerInterceptor):
@@ -57,6 +58,21 @@ class TokenCheck(grpc.aio.ServerInterceptor):
         return False
 
 
+class LenientDecoding(grpc.aio.ServerInterceptor):
+    """Lets the servicer refuse bytes that are no message, so that this failure too has its reason and code."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(f"/{SERVICE_NAME}/"):
+            return handler  # type: ignore[no-any-return]
+        lenient: Handler = handler._replace(request_deserializer=decode_leniently(handler.request_deserializer))
+        return lenient
+
+
 def _refusing_handler(problem: Problem) -> Handler:
     async def refuse(_request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         await context.abort_with_status(rpc_status.to_status(to_status(problem)))
@@ -75,7 +91,7 @@ class SidecarServer:
         self._health = health.aio.HealthServicer()
         tokens = read_tokens(settings.token_file)
         self._server = grpc.aio.server(
-            interceptors=[TokenCheck(tokens)] if tokens else [],
+            interceptors=[*([TokenCheck(tokens)] if tokens else []), LenientDecoding()],
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
         register(self._server, ScoringServicer(scorer, self.readiness, metrics))

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -27,7 +27,7 @@ from dualtrace.wire.model import card_to_pb
 from dualtrace.wire.problem import to_status
 from dualtrace.wire.strict import refuse_unknown
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ScoringService"].full_name
 
 log = logging.getLogger(__name__)
@@ -101,21 +101,23 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
 
         return await self._unary("NextTokenDist", context, answer)
 
-    def Logprob(self, request: pb.LogprobRequest, context: Context) -> AsyncIterator[pb.LogprobResponse]:  # noqa: N802
-        return self._stream("Logprob", context, lambda: questions.logprob_from_pb(request), pb.LogprobResponse)
+    # The streams write to the context instead of yielding: then a cancelled call is cancelled inside our code, also
+    # while it waits for a slow reader, and its work is dropped at once.
 
-    def RollingLogprob(  # noqa: N802
+    async def Logprob(self, request: pb.LogprobRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
+        await self._stream("Logprob", context, lambda: questions.logprob_from_pb(request), pb.LogprobResponse)
+
+    async def RollingLogprob(  # type: ignore[override]  # noqa: N802
         self, request: pb.RollingLogprobRequest, context: Context
-    ) -> AsyncIterator[pb.RollingLogprobResponse]:
-        return self._stream(
+    ) -> None:
+        await self._stream(
             "RollingLogprob", context, lambda: questions.rolling_from_pb(request), pb.RollingLogprobResponse
         )
 
-    async def MaskedForward(  # noqa: N802
+    async def MaskedForward(  # type: ignore[override]  # noqa: N802
         self, request: pb.MaskedForwardRequest, context: Context
-    ) -> AsyncIterator[pb.MaskedForwardResponse]:
+    ) -> None:
         await self._unary("MaskedForward", context, _not_served("MaskedForward"))
-        yield pb.MaskedForwardResponse()  # never reached: the line above aborts
 
     async def ExplainMask(self, request: pb.ExplainMaskRequest, context: Context) -> pb.ExplainMaskResponse:  # noqa: N802
         return await self._unary("ExplainMask", context, _not_served("ExplainMask"))
@@ -148,7 +150,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
 
     async def _stream(
         self, method: str, context: Context, question: Callable[[], StreamQuestion], response: type[E]
-    ) -> AsyncIterator[E]:
+    ) -> None:
         begun = time.monotonic()
         code = "CANCELLED"  # unless we come to an end of our own
         try:
@@ -159,12 +161,12 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
                 sequence = 0
                 async for event in events:
                     assert isinstance(event, StreamEvent)
-                    yield response(event=answers.event_to_pb(event, sequence))
+                    await context.write(response(event=answers.event_to_pb(event, sequence)))
                     sequence += 1
             finally:
                 await _close(events)
             code = "OK"
-        except (asyncio.CancelledError, GeneratorExit):
+        except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the one place where failures become statuses
             problem = as_problem(error)

@@ -18,7 +18,7 @@ class Tokens:
     """
 
     ids: IntArray  # [T] int32
-    pieces: tuple[bytes, ...]  # [T] the bytes that each token stands for: half an emoji is not a valid string
+    pieces: tuple[bytes, ...]  # [T] the bytes each token stands for (half an emoji is no string); () when not known
     starts: IntArray | None  # [T] int32; None when the input was ids
     ends: IntArray | None  # [T] int32
 

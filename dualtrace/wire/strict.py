@@ -6,10 +6,10 @@ what is unknown is ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from dualtrace.problems import InvalidArgument, Reason
@@ -17,8 +17,29 @@ from dualtrace.problems import InvalidArgument, Reason
 MAX_DEPTH = 64
 
 
-def refuse_unknown(message: Message, path: str = "", depth: int = 0) -> None:
+class Undecodable:
+    """What stands in for a request whose bytes are no message, until it can be refused properly."""
+
+    def __init__(self, error: DecodeError) -> None:
+        self.error = error
+
+
+def decode_leniently(decode: Callable[[bytes], Message]) -> Callable[[bytes], Message | Undecodable]:
+    """gRPC answers a failing decoder with UNKNOWN; decoded like this, the request is refused by `refuse_unknown`."""
+
+    def decoder(data: bytes) -> Message | Undecodable:
+        try:
+            return decode(data)
+        except DecodeError as error:
+            return Undecodable(error)
+
+    return decoder
+
+
+def refuse_unknown(message: Message | Undecodable, path: str = "", depth: int = 0) -> None:
     """Raise for the first unknown field or enum value in the message or below."""
+    if isinstance(message, Undecodable):
+        raise InvalidArgument(Reason.MALFORMED, f"the request is not a protobuf message: {message.error}")
     if depth > MAX_DEPTH:
         raise InvalidArgument(Reason.NESTED_TOO_DEEP, f"messages nest deeper than {MAX_DEPTH}", field=path)
     unknown = UnknownFieldSet(message)

@@ -153,8 +153,10 @@ def test_a_selected_span_holds_every_token_that_touches_it(name: str, text: str,
     assert selected.straddled == any(spans[i][0] < start or spans[i][1] > end for i in touching)
 
 
-ODD_VALUES: list[Any] = [None, 0, -1, 2**31, 2**63, 1.5, "", "x", "▁", [], {}, [[]], True, "ByteLevel", {"type": "ByteLevel"},
-              {"String": ""}, {"Regex": "("}, {"Regex": "a*"}]  # fmt: skip
+ODD_VALUES: list[Any] = [
+    None, 0, -1, 2**31, 2**63, 1.5, "", "x", "▁", [], {}, [[]], True, "ByteLevel", {"type": "ByteLevel"},
+    {"String": ""}, {"Regex": "("}, {"Regex": "a*"},
+]  # fmt: skip
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

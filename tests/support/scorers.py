@@ -21,7 +21,9 @@ from dualtrace.settings import SidecarSettings
 T = TypeVar("T")
 
 
-def fake_scorer(engine: Engine | None = None, *, scheduling: SchedulerLimits | None = None, **spec: Any) -> EngineScorer:
+def fake_scorer(
+    engine: Engine | None = None, *, scheduling: SchedulerLimits | None = None, **spec: Any
+) -> EngineScorer:
     made = engine or FakeEngine(FakeSpec(**spec))
     return EngineScorer(made, fake_tokenizer(), scheduling=scheduling, pace=StreamPace())
 

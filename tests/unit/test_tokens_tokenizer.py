@@ -90,6 +90,11 @@ def test_parts_of_an_emoji_are_its_bytes() -> None:
     assert tokens.pieces == (b"a", b"\xf0", b"\x90", b"\x8d", b"\x88")
 
 
+def test_every_byte_of_the_byte_level_alphabet_is_read_back() -> None:
+    text = "".join(map(chr, [*range(0x800), 0x800, 0xFFFD, 0x10000, 0x10FFFF]))
+    assert b"".join(plain("byte_level", text).pieces) == text.encode()
+
+
 def test_byte_fallback_tokens_are_single_bytes() -> None:
     tokens = plain("metaspace", "🧿")
     assert tokens.pieces == (b" ", b"\xf0", b"\x9f", b"\xa7", b"\xbf")
