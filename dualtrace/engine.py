@@ -13,10 +13,16 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from dualtrace.views import BASE, View
+
+if TYPE_CHECKING:
+    from dualtrace.masks.plan import MaskPlan
+    from dualtrace.masks.receipt import Counts
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float64]
@@ -55,8 +61,9 @@ class EngineCapabilities:
     steps: bool = False  # a long segment is answered in several Steps
     shares_prefixes: bool = False  # a parent's tokens are computed once for all its children
     deterministic: bool = False  # with `Batch.deterministic` the answer is bit-equal whatever stands beside it
-    masks: bool = False
-    views: bool = False
+    masks: bool = False  # Segment.mask is obeyed and counted
+    views: bool = False  # Segment.view is obeyed
+    contrasts: bool = False  # Read.against is obeyed
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,11 @@ class Segment:
 
     ids: IntArray  # [T] int32
     positions: IntArray  # [T] int32
-    parent: int | None = None  # index of an earlier segment of the same batch
+    parent: int | None = None  # index of an earlier segment of the same batch; it has the same view
+    view: View = BASE
+    # None: the model's own attention (causal, native windows). A plan speaks of root-to-leaf rows; the segment takes
+    # its own rows of it, and a plan whose `positions()` is set has already given `positions` above.
+    mask: MaskPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,7 @@ class Read:
     top_k: int = 0
     extra_ids: IntArray | None = None  # [E] ids whose logprobs are read at every row
     tail: bool = False  # the mass outside the top_k, and outside top_k and extra_ids
+    against: int | None = None  # an earlier segment of the batch with the same ids: exact KL with it at every row read
 
 
 NOTHING = Read(rows=np.empty(0, np.int32))
@@ -142,7 +154,13 @@ class Readout:
     extra_logprobs: FloatArray | None = None  # [R, E]
     tail_logprobs: FloatArray | None = None  # [R] log of the mass outside top_k; -inf when none is left
     rest_logprobs: FloatArray | None = None  # [R] the same outside top_k and extra_ids
-    bad_rows: tuple[int, ...] = ()  # rows whose logits held NaN or infinity
+    kl_from_against: FloatArray | None = None  # [R] KL(against || this) in nats, over the full vocabulary
+    kl_to_against: FloatArray | None = None  # [R] KL(this || against)
+    bad_rows: tuple[int, ...] = ()  # rows whose logits (or those of `against`) held NaN or infinity
+    # What the applied mask tensor allowed at the segment's own rows in [start, stop); None without a mask. A segment
+    # that is only a prefix is reported too when it has a mask, for its children's receipts.
+    counts: Counts | None = None
+    delta_modules: tuple[str, ...] | None = None  # modules that got an adapter's delta; None for plain views
 
 
 Step = tuple[Readout, ...]
@@ -166,6 +184,7 @@ class EngineSettings:
     device: str = "cpu"
     threads: int = 1
     step_tokens: int = 256  # a long segment advances by so many tokens a step
+    adapters: tuple[tuple[str, Path], ...] = ()  # (name, PEFT folder)
     model_id: str = ""  # "" = the folder's name
     revision: str = ""
     options: dict[str, str] = field(default_factory=dict)

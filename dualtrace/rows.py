@@ -6,10 +6,15 @@ It knows the engine's words and nothing of questions or queues.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dualtrace.engine import IntArray, Read
+from dualtrace.views import BASE, View
+
+if TYPE_CHECKING:
+    from dualtrace.masks.plan import MaskPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +23,10 @@ class Row:
 
     ids: IntArray  # [T] int32
     positions: IntArray  # [T] int32
-    read: Read
+    read: Read  # `read.against` is set by the planner, from `against`
+    view: View = BASE
+    mask: MaskPlan | None = None  # None: the model's own attention
+    against: Row | None = None  # a row of the same ids to measure KL with; it runs in the same batch
 
     @property
     def length(self) -> int:
