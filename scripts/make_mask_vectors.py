@@ -61,6 +61,11 @@ MASKS: list[tuple[str, Case, Case]] = [
         {"length": 4, "heads": 2},
     ),
     (
+        "array_per_layer_and_head",
+        {"base": {"array": {"matrix": [[[[1, 0], [1, 1]]], [[[1, 1], [0, 1]]]]}}},
+        {"length": 2, "layers": 2},
+    ),
+    (
         "all_any_not_minus",
         {
             "base": {
