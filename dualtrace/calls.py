@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from dualtrace.engine import Readout
 from dualtrace.problems import Cancelled, DeadlineExceeded, Problem, Reason
-from dualtrace.rows import Row
+from dualtrace.rows import Row, work_in, work_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Call:
         self.shared_tokens = 0
         self.step_tokens = 0
         self.batches = 0
-        self._read_rows = [0] * len(rows)
+        self._left = [work_of(row) for row in rows]  # per row: rows still to be read and to be counted
         self._produced_bytes = 0
         # Written by the event loop only.
         self.consumed_bytes = 0
@@ -110,14 +110,14 @@ class Call:
 
     def note_read(self, row: int, readout: Readout) -> bool:
         """Count what was read; True when the row is complete."""
-        self._read_rows[row] += int(readout.rows.size)
-        return self.unread_rows(row) == 0
+        self._left[row] -= work_in(readout)
+        return self._left[row] == 0
 
-    def unread_rows(self, row: int) -> int:
-        return int(self.rows[row].read.rows.size) - self._read_rows[row]
+    def is_open(self, row: int) -> bool:
+        return self._left[row] > 0
 
     def is_untouched(self, row: int) -> bool:
-        return self._read_rows[row] == 0 and row not in self.alone
+        return self._left[row] == work_of(self.rows[row]) and row not in self.alone
 
     @property
     def buffered_bytes(self) -> int:
@@ -127,7 +127,7 @@ class Call:
         self._produced_bytes += sum(delivery.nbytes() for delivery in deliveries)
         for delivery in deliveries:
             if delivery.problem is not None:
-                self._read_rows[delivery.row] = int(self.rows[delivery.row].read.rows.size)
+                self._left[delivery.row] = 0
         self._in_loop(self._receive, deliveries)
 
     def _wake(self) -> None:
@@ -151,7 +151,7 @@ class Ticket:
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._open_rows = sum(1 for row in call.rows if row.read.rows.size)
+        self._open_rows = sum(1 for row in call.rows if work_of(row))
 
     @property
     def is_done(self) -> bool:

@@ -18,11 +18,14 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc_status import rpc_status
 
+from dualtrace.artifacts import digest_of
 from dualtrace.card import Card
 from dualtrace.problems import Detail, Internal, InvalidArgument, Problem, Reason, rebuild
 from dualtrace.questions.answers import (
     AnswerEvent,
     AnswerSummary,
+    ArtifactKept,
+    MaskExplanation,
     NextTokenAnswer,
     PreflightAnswer,
     ScoreAnswer,
@@ -30,7 +33,10 @@ from dualtrace.questions.answers import (
     TokenizeAnswer,
 )
 from dualtrace.questions.asked import (
+    ArtifactQuestion,
+    ExplainMaskQuestion,
     LogprobQuestion,
+    MaskedForwardQuestion,
     NextTokenQuestion,
     PreflightQuestion,
     Question,
@@ -43,6 +49,7 @@ from dualtrace.scorer import ask_one
 from dualtrace.v1 import scoring_pb2 as pb
 from dualtrace.v1 import scoring_pb2_grpc
 from dualtrace.wire import answers, questions
+from dualtrace.wire.artifact import artifact_to_pb
 from dualtrace.wire.model import card_from_pb
 from dualtrace.wire.problem import from_status
 
@@ -118,14 +125,32 @@ class Client:
     def rolling(self, question: RollingQuestion, *, deadline: float | None = None) -> AsyncIterator[StreamEvent]:
         return self._stream(question, deadline)
 
+    def masked_forward(
+        self, question: MaskedForwardQuestion, *, deadline: float | None = None
+    ) -> AsyncIterator[StreamEvent]:
+        return self._stream(question, deadline)
+
+    async def explain_mask(self, question: ExplainMaskQuestion, *, deadline: float | None = None) -> MaskExplanation:
+        return await ask_one(self, question, deadline=deadline)
+
+    async def put_artifact(self, data: bytes, *, deadline: float | None = None) -> str:
+        """Send an NPY array ahead; returns the digest that masks may name it by."""
+        kept = await ask_one(self, ArtifactQuestion(data, digest_of(data)), deadline=deadline)
+        return kept.digest
+
     def ask(self, question: Question, *, deadline: float | None = None) -> AsyncIterator[AnswerEvent]:
-        if isinstance(question, LogprobQuestion | RollingQuestion):
+        if isinstance(question, StreamQuestion):
             return self._stream(question, deadline)
         return self._ask_unary(question, deadline)
 
     async def _ask_unary(
         self,
-        question: NextTokenQuestion | ScoreQuestion | TokenizeQuestion | PreflightQuestion,
+        question: NextTokenQuestion
+        | ScoreQuestion
+        | TokenizeQuestion
+        | PreflightQuestion
+        | ExplainMaskQuestion
+        | ArtifactQuestion,
         deadline: float | None,
     ) -> AsyncIterator[AnswerEvent]:
         match question:
@@ -142,6 +167,12 @@ class Client:
             case PreflightQuestion():
                 checked = questions.preflight_to_pb(question)
                 yield answers.preflight_from_pb(await self._call(self._stub.Preflight, checked, deadline))
+            case ExplainMaskQuestion():
+                explained = questions.explain_to_pb(question)
+                yield answers.explanation_from_pb(await self._call(self._stub.ExplainMask, explained, deadline))
+            case ArtifactQuestion():
+                kept = await self._call(self._stub.PutArtifact, artifact_to_pb(question), deadline)
+                yield ArtifactKept(kept.digest, kept.size_bytes)
 
     async def _call(self, method: Any, request: Any, deadline: float | None) -> Any:
         try:
@@ -151,10 +182,7 @@ class Client:
 
     async def _stream(self, question: StreamQuestion, deadline: float | None) -> AsyncIterator[StreamEvent]:
         """Events in order; a stream that ends without its Summary, or skips a number, is an error."""
-        if isinstance(question, LogprobQuestion):
-            method, request = self._stub.Logprob, questions.logprob_to_pb(question)
-        else:
-            method, request = self._stub.RollingLogprob, questions.rolling_to_pb(question)  # type: ignore[assignment]
+        method, request = self._stream_method(question)
         call: Any = method(request, timeout=_timeout(deadline), metadata=self._metadata)
         expected = 0
         complete = False
@@ -174,6 +202,15 @@ class Client:
             call.cancel()  # harmless when it has ended
         if not complete:
             raise Internal(Reason.INCOMPLETE_STREAM, "the stream ended without its Summary; the answer is incomplete")
+
+    def _stream_method(self, question: StreamQuestion) -> tuple[Any, Any]:
+        match question:
+            case LogprobQuestion():
+                return self._stub.Logprob, questions.logprob_to_pb(question)
+            case RollingQuestion():
+                return self._stub.RollingLogprob, questions.rolling_to_pb(question)
+            case MaskedForwardQuestion():
+                return self._stub.MaskedForward, questions.masked_forward_to_pb(question)
 
     def _problem(self, error: grpc.aio.AioRpcError) -> Problem:
         status = rpc_status.from_call(error)
@@ -252,6 +289,15 @@ class BlockingClient:
 
     def rolling(self, question: RollingQuestion, *, timeout: float | None = None) -> Iterator[StreamEvent]:
         return self._iterate(lambda: self._client.rolling(question, deadline=_deadline(timeout)))
+
+    def masked_forward(self, question: MaskedForwardQuestion, *, timeout: float | None = None) -> Iterator[StreamEvent]:
+        return self._iterate(lambda: self._client.masked_forward(question, deadline=_deadline(timeout)))
+
+    def explain_mask(self, question: ExplainMaskQuestion, *, timeout: float | None = None) -> MaskExplanation:
+        return self._run(self._client.explain_mask(question, deadline=_deadline(timeout)))
+
+    def put_artifact(self, data: bytes, *, timeout: float | None = None) -> str:
+        return self._run(self._client.put_artifact(data, deadline=_deadline(timeout)))
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -14,15 +14,19 @@ from typing import TypeVar
 import numpy as np
 
 from dualtrace import __version__
+from dualtrace.artifacts import ArtifactStore
 from dualtrace.calls import Ticket
 from dualtrace.card import Capabilities, Card, Limits, QuestionKind, limits_for
-from dualtrace.engine import Engine, Read, Readout
+from dualtrace.engine import Engine, Read
+from dualtrace.masks.resolve import geometry_of
 from dualtrace.metrics import Metrics
-from dualtrace.problems import BadNumbers, Problem, Reason
+from dualtrace.problems import BadNumbers, Problem, Reason, Unsupported
 from dualtrace.questions.answers import (
     AnswerEvent,
     AnswerSummary,
+    ArtifactKept,
     Execution,
+    MaskExplanation,
     NextTokenAnswer,
     PreflightAnswer,
     PreflightResult,
@@ -32,7 +36,10 @@ from dualtrace.questions.answers import (
     Usage,
 )
 from dualtrace.questions.asked import (
+    ArtifactQuestion,
+    ExplainMaskQuestion,
     LogprobQuestion,
+    MaskedForwardQuestion,
     NextTokenQuestion,
     PreflightQuestion,
     Question,
@@ -40,18 +47,24 @@ from dualtrace.questions.asked import (
     ScoreQuestion,
     StreamQuestion,
     TokenizeQuestion,
+    Variant,
 )
-from dualtrace.questions.compose import Context
+from dualtrace.questions.compose import ONE_HEAD, Context, check_count
+from dualtrace.questions.explain import answer_explain
 from dualtrace.questions.logprob import plan_logprob
+from dualtrace.questions.masked_forward import plan_masked_forward
 from dualtrace.questions.next_token import plan_next_token, read_next_token
+from dualtrace.questions.outcome import Outcome
 from dualtrace.questions.rolling import plan_rolling
 from dualtrace.questions.score import plan_score, read_score
+from dualtrace.questions.sight import check_variant
 from dualtrace.questions.token_plan import TokenPlan
 from dualtrace.questions.token_stream import TokenStream
 from dualtrace.questions.tokenize import answer_tokenize
 from dualtrace.rows import Row, plain_row
 from dualtrace.scheduler import Scheduler, SchedulerLimits
 from dualtrace.tokens import Tokenizer
+from dualtrace.views import View
 
 T = TypeVar("T")
 Q = TypeVar("Q")
@@ -85,7 +98,8 @@ class EngineScorer:
         self._metrics = metrics or Metrics()
         self._pace = pace or StreamPace()
         self._card = describe_engine(engine, tokenizer, limits)
-        self._context = Context(self._card.vocab_size, self._card.limits, tokenizer)
+        self._artifacts = ArtifactStore()
+        self._context = _context(self._card, tokenizer, engine, self._artifacts)
         self._scheduler = Scheduler(engine, scheduling or SchedulerLimits(), self._metrics)
         self._scheduler.start()
 
@@ -101,8 +115,9 @@ class EngineScorer:
         self._engine.close()
 
     def ask(self, question: Question, *, deadline: float | None = None) -> AsyncIterator[AnswerEvent]:
+        self._refuse_what_the_engine_cannot(question)
         match question:
-            case LogprobQuestion() | RollingQuestion():
+            case LogprobQuestion() | RollingQuestion() | MaskedForwardQuestion():
                 return self._stream(question, deadline)
             case NextTokenQuestion():
                 return self._next_token(question, deadline)
@@ -112,6 +127,16 @@ class EngineScorer:
                 return self._tokenize(question)
             case PreflightQuestion():
                 return self._preflight(question, deadline)
+            case ExplainMaskQuestion():
+                return self._explain(question)
+            case ArtifactQuestion():
+                return self._keep(question)
+
+    def _refuse_what_the_engine_cannot(self, question: Question) -> None:
+        asked = getattr(question, "deterministic", False)
+        if asked and not self._card.capabilities.deterministic:
+            message = "deterministic asked; this engine cannot promise it (see Describe); leave it out"
+            raise Unsupported(Reason.NOT_IMPLEMENTED, message, field="execution.deterministic")
 
     async def _stream(self, question: StreamQuestion, deadline: float | None) -> AsyncIterator[StreamEvent]:
         begun = time.monotonic()
@@ -176,15 +201,24 @@ class EngineScorer:
     async def _tokenize(self, question: TokenizeQuestion) -> AsyncIterator[TokenizeAnswer]:
         yield await self._in_thread(answer_tokenize, question)
 
+    async def _explain(self, question: ExplainMaskQuestion) -> AsyncIterator[MaskExplanation]:
+        yield await self._in_thread(answer_explain, question)
+
+    async def _keep(self, question: ArtifactQuestion) -> AsyncIterator[ArtifactKept]:
+        size = await asyncio.to_thread(self._artifacts.put, question.data, question.digest)
+        yield ArtifactKept(question.digest, size)
+
     async def _preflight(self, question: PreflightQuestion, deadline: float | None) -> AsyncIterator[PreflightAnswer]:
+        check_count(len(question.views), self._card.limits, "views", least=1)
         results = []
-        for _ in range(question.views):
-            outcomes, _ticket = await self._collect([self._sentinel_row()], deadline, deterministic=False)
-            problem = _judge_sentinel(outcomes[0])
+        for index, view in enumerate(question.views):
+            check_variant(Variant(view), self._context, f"views[{index}]")
+            outcomes, _ticket = await self._collect([self._sentinel_row(view)], deadline, deterministic=False)
+            problem = _judge_sentinel(outcomes[0], view)
             results.append(PreflightResult(problem is None, problem))
         yield PreflightAnswer(tuple(results))
 
-    def _sentinel_row(self) -> Row:
+    def _sentinel_row(self, view: View) -> Row:
         tokenizer = self._context.tokenizer
         if tokenizer is None:
             ids = np.arange(min(16, self._card.vocab_size), dtype=np.int32)
@@ -193,21 +227,21 @@ class EngineScorer:
             ids = ids[ids < self._card.vocab_size]
         ids = ids[: self._card.limits.max_positions]
         rows = np.arange(ids.size, dtype=np.int32)
-        return plain_row(ids, Read(rows, targets=ids, top_k=1, tail=True))
+        return replace(plain_row(ids, Read(rows, targets=ids, top_k=1, tail=True)), view=view)
 
     async def _collect(
         self, rows: Sequence[Row], deadline: float | None, deterministic: bool
-    ) -> tuple[dict[int, Readout | Problem], Ticket]:
-        """Wait for all rows. Rows read at one position come in one readout; of several the worst is kept."""
+    ) -> tuple[dict[int, Outcome], Ticket]:
+        """Wait for all rows."""
         ticket = self._scheduler.submit(rows, deadline=deadline, deterministic=deterministic)
-        outcomes: dict[int, Readout | Problem] = {}
+        outcomes = {index: Outcome() for index in range(len(rows))}
         try:
             while not ticket.is_done:
                 for delivery in await ticket.take():
-                    outcome = delivery.problem or delivery.readout
-                    known = outcomes.get(delivery.row)
-                    if outcome is not None and (not isinstance(known, Readout) or not known.bad_rows):
-                        outcomes[delivery.row] = outcome
+                    outcome = outcomes[delivery.row]
+                    outcome.problem = outcome.problem or delivery.problem
+                    if delivery.readout is not None:
+                        outcome.add(delivery.readout)
         finally:
             ticket.cancel()
         return outcomes, ticket
@@ -238,12 +272,16 @@ def describe_engine(engine: Engine, tokenizer: Tokenizer | None, limits: Limits 
     questions = [QuestionKind.LOGPROB, QuestionKind.ROLLING_LOGPROB, QuestionKind.NEXT_TOKEN_DIST, QuestionKind.SCORE]
     if tokenizer is not None:
         questions.insert(0, QuestionKind.TOKENIZE)
+    if model.capabilities.masks:
+        questions += [QuestionKind.MASKED_FORWARD, QuestionKind.EXPLAIN_MASK]
     capabilities = Capabilities(
         questions=tuple(questions),
         text=tokenizer is not None,
         streams=model.capabilities.steps,
         shares_prefixes=model.capabilities.shares_prefixes,
         deterministic=model.capabilities.deterministic,
+        masks=model.capabilities.masks,
+        views=model.capabilities.views,
     )
     provenance = model.provenance
     if tokenizer is not None:
@@ -261,25 +299,48 @@ def describe_engine(engine: Engine, tokenizer: Tokenizer | None, limits: Limits 
         bos_token_id=None if tokenizer is None else tokenizer.bos_id,
         eos_token_id=None if tokenizer is None else tokenizer.eos_id,
         tokenizer_prefix_ids=() if tokenizer is None else tokenizer.own_prefix,
+        adapters=tuple(name for name, _digest in model.provenance.adapter_digests),
         server_version=__version__,
     )
 
 
+def _context(card: Card, tokenizer: Tokenizer | None, engine: Engine, artifacts: ArtifactStore) -> Context:
+    able = engine.card.capabilities
+    return Context(
+        card.vocab_size,
+        card.limits,
+        tokenizer,
+        geometry=geometry_of(engine.card) if able.masks else ONE_HEAD,
+        masks=able.masks,
+        views=able.views,
+        contrasts=able.contrasts,
+        adapters=card.adapters,
+        fetch_array=artifacts.fetch,
+    )
+
+
 def _plan_stream(question: StreamQuestion, context: Context) -> TokenPlan:
-    if isinstance(question, LogprobQuestion):
-        return plan_logprob(question, context)
-    return plan_rolling(question, context)
+    match question:
+        case LogprobQuestion():
+            return plan_logprob(question, context)
+        case RollingQuestion():
+            return plan_rolling(question, context)
+        case MaskedForwardQuestion():
+            return plan_masked_forward(question, context)
 
 
-def _judge_sentinel(outcome: Readout | Problem) -> Problem | None:
+def _judge_sentinel(outcome: Outcome, view: View) -> Problem | None:
     """What is wrong with the model's numbers on the sentinel text, or None."""
-    if isinstance(outcome, Problem):
-        return outcome
-    if outcome.bad_rows:
-        message = f"view base: the logits hold NaN or infinity at row {outcome.bad_rows[0]} of the sentinel text"
-        return BadNumbers(Reason.NON_FINITE_LOGITS, message)
-    assert outcome.logprobs is not None
-    assert outcome.tail_logprobs is not None
-    if not (np.isfinite(outcome.logprobs).all() and np.isfinite(outcome.tail_logprobs).all()):
-        return BadNumbers(Reason.NON_FINITE_LOGITS, "view base: a logprob or tail of the sentinel text is not finite")
+    if outcome.problem is not None:
+        return outcome.problem
+    for readout in outcome.readouts:
+        if readout.bad_rows:
+            row = readout.bad_rows[0]
+            message = f"view {view}: the logits hold NaN or infinity at row {row} of the sentinel text"
+            return BadNumbers(Reason.NON_FINITE_LOGITS, message)
+        assert readout.logprobs is not None
+        assert readout.tail_logprobs is not None
+        if not (np.isfinite(readout.logprobs).all() and np.isfinite(readout.tail_logprobs).all()):
+            message = f"view {view}: a logprob or tail of the sentinel text is not finite"
+            return BadNumbers(Reason.NON_FINITE_LOGITS, message)
     return None

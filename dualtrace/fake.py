@@ -19,6 +19,7 @@ import numpy as np
 from dualtrace.engine import (
     Batch,
     EngineCapabilities,
+    EngineSettings,
     FloatArray,
     IntArray,
     Live,
@@ -56,7 +57,7 @@ class FakeSpec:
     plant: float = 1.0  # ... of so many nats on the logit of id 0
 
     def __post_init__(self) -> None:
-        for name, low in (("positions", 1), ("step", 1), ("vocab", 0), ("step_ms", 0), ("token_ms", 0)):
+        for name, low in (("positions", 1), ("step", 1), ("vocab", 0), ("seed", 0), ("step_ms", 0), ("token_ms", 0)):
             value = getattr(self, name)
             if not value >= low:
                 message = f"{name}={value} asked; at least {low}"
@@ -114,6 +115,7 @@ class FakeEngine:
         for index, segment in enumerate(batch.segments):
             ids, _positions = batch.expand(index)
             own_start = int(ids.size - segment.ids.size)
+            states = past_states(ids)
             is_prefix = not reads[index].rows.size
             # A segment's first step also reads the rows that its parent computed.
             edges = [*range(own_start, int(ids.size), self.spec.step), int(ids.size)]
@@ -122,9 +124,9 @@ class FakeEngine:
                     break
                 self._compute(start, stop, ids.size)
                 first = 0 if number == 0 else start
-                yield (self._read(index, first, stop, stop - start, reads[index], ids),)
+                yield (self._read(index, first, stop, stop - start, reads[index], states),)
             if len(edges) == 1 and not is_prefix and live(index):  # no tokens of its own: all rows are the parent's
-                yield (self._read(index, 0, own_start, 0, reads[index], ids),)
+                yield (self._read(index, 0, own_start, 0, reads[index], states),)
 
     def _compute(self, start: int, stop: int, length: int) -> None:
         spec = self.spec
@@ -138,11 +140,10 @@ class FakeEngine:
         if pause:
             time.sleep(pause)
 
-    def _read(self, segment: int, start: int, stop: int, computed: int, read: Read, ids: IntArray) -> Readout:
+    def _read(self, segment: int, start: int, stop: int, computed: int, read: Read, states: IntArray) -> Readout:
         inside = (read.rows >= start) & (read.rows < stop)
         targets = None if read.targets is None else read.targets[inside]
         part = dataclasses.replace(read, rows=read.rows[inside], targets=targets)
-        states = past_states(ids)
         blocks = [read_logits(self._logits_at(block.rows, states), block) for block in read_blocks(part)]
         return assemble(segment, start, stop, part, blocks, computed_tokens=computed)
 
@@ -151,6 +152,14 @@ class FakeEngine:
         logits[rows == self.spec.nan_at] = np.nan
         logits[rows == self.spec.plant_at, 0] += self.spec.plant
         return logits
+
+
+def load(settings: EngineSettings) -> FakeEngine:
+    """The fake engine of `settings.options["spec"]`; the settings' own step is used where the spec names none."""
+    if unknown := sorted(set(settings.options) - {"spec"}):
+        message = f"option {unknown[0]!r} given; the fake engine has only spec"
+        raise InvalidArgument(Reason.UNKNOWN_FIELD, message, field=unknown[0], allowed="spec")
+    return FakeEngine(parse_spec(f"step={settings.step_tokens},{settings.options.get('spec', '')}"))
 
 
 def past_states(ids: IntArray) -> IntArray:

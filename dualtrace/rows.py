@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dualtrace.engine import IntArray, Read
+from dualtrace.engine import IntArray, Read, Readout
 from dualtrace.views import BASE, View
 
 if TYPE_CHECKING:
@@ -31,6 +31,17 @@ class Row:
     @property
     def length(self) -> int:
         return int(self.ids.shape[0])
+
+
+def work_of(row: Row) -> int:
+    """Rows to read and, under a mask, rows whose receipt must come in. An answer is complete when both are."""
+    return int(row.read.rows.size) + (row.length if row.mask is not None else 0)
+
+
+def work_in(readout: Readout) -> int:
+    """How much of `work_of` a readout brings."""
+    counted = 0 if readout.counts is None else int(readout.counts.rows[0, 0])
+    return int(readout.rows.size) + counted
 
 
 def plain_row(ids: IntArray, read: Read) -> Row:

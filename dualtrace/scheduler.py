@@ -210,9 +210,7 @@ class Scheduler:
 
     def _liveness(self, layout: Layout, picked: Sequence[_Picked]) -> Callable[[int], bool]:
         def live(segment: int) -> bool:
-            row = layout.row_of_segment[segment]
-            users = layout.prefix_users[segment] if row is None else (row,)
-            return any(not picked[user].call.is_gone() for user in users)
+            return any(not picked[user].call.is_gone() for user in layout.wanted_by[segment])
 
         return live
 
@@ -228,15 +226,17 @@ class Scheduler:
         for readout in step:
             self._metrics.computed_tokens.inc(readout.computed_tokens)
             row = layout.row_of_segment[readout.segment]
-            if row is None:  # a shared prefix: its first user is charged
-                picked[layout.prefix_users[readout.segment][0]].call.computed_tokens += readout.computed_tokens
-                continue
-            one = picked[row]
-            one.call.computed_tokens += readout.computed_tokens
-            one.call.step_tokens = max(one.call.step_tokens, _partial_tokens(readout, one.call.rows[one.row]))
-            if readout.rows.size and not one.call.is_gone():
-                finished = one.call.note_read(one.row, readout)
-                inboxes.setdefault(one.call, []).append(Delivery(one.row, readout, finished=finished))
+            payer = picked[layout.wanted_by[readout.segment][0] if row is None else row].call
+            payer.computed_tokens += readout.computed_tokens
+            if row is not None:
+                payer.step_tokens = max(payer.step_tokens, _partial_tokens(readout, payer.rows[picked[row].row]))
+            # A prefix's mask counts are part of the receipt of every row that stands on it.
+            receivers = (row,) if row is not None else layout.children[readout.segment]
+            for receiver in receivers:
+                one = picked[receiver]
+                if not one.call.is_gone() and (readout.rows.size or readout.counts is not None):
+                    finished = one.call.note_read(one.row, readout)
+                    inboxes.setdefault(one.call, []).append(Delivery(one.row, readout, finished=finished))
         for call, deliveries in inboxes.items():
             call.hand_over(deliveries)
             if call.buffered_bytes > self._limits.buffer_bytes:
@@ -245,7 +245,7 @@ class Scheduler:
 
     def _check_complete(self, picked: Sequence[_Picked]) -> None:
         for one in picked:
-            if not one.call.is_gone() and one.call.unread_rows(one.row):
+            if not one.call.is_gone() and one.call.is_open(one.row):
                 raise Internal(Reason.ENGINE_FAILED, "the engine ended without reading all rows it was asked")
 
     def _fail_batch(self, picked: Sequence[_Picked], problem: Problem) -> None:
@@ -253,7 +253,7 @@ class Scheduler:
         retried: list[Call] = []
         with self._changed:
             for one in picked:
-                if one.call.is_gone() or not one.call.unread_rows(one.row):
+                if one.call.is_gone() or not one.call.is_open(one.row):
                     continue
                 if len(picked) > 1 and one.call.is_untouched(one.row) and not self._closing:
                     one.call.rejoin_queue(one.row)

@@ -13,6 +13,8 @@ from dualtrace.card import Card
 from dualtrace.problems import Internal, Reason
 from dualtrace.questions.answers import (
     AnswerEvent,
+    ArtifactKept,
+    MaskExplanation,
     NextTokenAnswer,
     PreflightAnswer,
     ScoreAnswer,
@@ -20,6 +22,8 @@ from dualtrace.questions.answers import (
     UnaryAnswer,
 )
 from dualtrace.questions.asked import (
+    ArtifactQuestion,
+    ExplainMaskQuestion,
     NextTokenQuestion,
     PreflightQuestion,
     Question,
@@ -51,6 +55,12 @@ async def ask_one(scorer: Scorer, question: ScoreQuestion, *, deadline: float | 
 async def ask_one(scorer: Scorer, question: TokenizeQuestion, *, deadline: float | None = None) -> TokenizeAnswer: ...
 @overload
 async def ask_one(scorer: Scorer, question: PreflightQuestion, *, deadline: float | None = None) -> PreflightAnswer: ...
+@overload
+async def ask_one(
+    scorer: Scorer, question: ExplainMaskQuestion, *, deadline: float | None = None
+) -> MaskExplanation: ...
+@overload
+async def ask_one(scorer: Scorer, question: ArtifactQuestion, *, deadline: float | None = None) -> ArtifactKept: ...
 async def ask_one(scorer: Scorer, question: Question, *, deadline: float | None = None) -> UnaryAnswer:
     """Ask a question whose answer is one event."""
     answer: UnaryAnswer | None = None

@@ -190,6 +190,7 @@ async def serve(scorer: Scorer, settings: SidecarSettings, metrics: Metrics, ann
             announce(f"metrics on http://{settings.host}:{exporter.port}/metrics")
         server = SidecarServer(scorer, settings, metrics)
         address = await server.start()
+        stack.push_async_callback(server.drain, 0)  # also when the preflight fails; harmless after a drain
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
         await server.make_ready()

@@ -16,13 +16,14 @@ from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from dualtrace.metrics import Metrics
-from dualtrace.problems import Internal, Problem, Reason, Unavailable, Unsupported
+from dualtrace.problems import Internal, Problem, Reason, Unavailable
 from dualtrace.questions.answers import StreamEvent
 from dualtrace.questions.asked import StreamQuestion
 from dualtrace.scorer import Scorer, ask_one
 from dualtrace.v1 import scoring_pb2 as pb
 from dualtrace.v1 import scoring_pb2_grpc
 from dualtrace.wire import answers, questions
+from dualtrace.wire.artifact import artifact_from_pb
 from dualtrace.wire.model import card_to_pb
 from dualtrace.wire.problem import to_status
 from dualtrace.wire.strict import refuse_unknown
@@ -33,7 +34,7 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ScoringService"].full_name
 log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Message)
-E = TypeVar("E", pb.LogprobResponse, pb.RollingLogprobResponse)
+E = TypeVar("E", pb.LogprobResponse, pb.RollingLogprobResponse, pb.MaskedForwardResponse)
 
 
 def register(server: grpc.aio.Server, servicer: ScoringServicer) -> None:
@@ -117,15 +118,26 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
     async def MaskedForward(  # type: ignore[override]  # noqa: N802
         self, request: pb.MaskedForwardRequest, context: Context
     ) -> None:
-        await self._unary("MaskedForward", context, _not_served("MaskedForward"))
+        await self._stream(
+            "MaskedForward", context, lambda: questions.masked_forward_from_pb(request), pb.MaskedForwardResponse
+        )
 
     async def ExplainMask(self, request: pb.ExplainMaskRequest, context: Context) -> pb.ExplainMaskResponse:  # noqa: N802
-        return await self._unary("ExplainMask", context, _not_served("ExplainMask"))
+        async def answer(deadline: float | None) -> pb.ExplainMaskResponse:
+            question = questions.explain_from_pb(request)
+            return answers.explanation_to_pb(await ask_one(self._scorer, question, deadline=deadline))
+
+        return await self._unary("ExplainMask", context, answer)
 
     async def PutArtifact(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.PutArtifactRequest], context: Context
     ) -> pb.PutArtifactResponse:
-        return await self._unary("PutArtifact", context, _not_served("PutArtifact"))
+        async def answer(deadline: float | None) -> pb.PutArtifactResponse:
+            question = await artifact_from_pb(request_iterator)
+            kept = await ask_one(self._scorer, question, deadline=deadline)
+            return pb.PutArtifactResponse(digest=kept.digest, size_bytes=kept.size_bytes)
+
+        return await self._unary("PutArtifact", context, answer)
 
     async def _unary(
         self, method: str, context: Context, answer: Callable[[float | None], Awaitable[R]], *, always: bool = False
@@ -194,10 +206,3 @@ async def _close(events: AsyncIterator[object]) -> None:
     close = getattr(events, "aclose", None)
     if close is not None:
         await close()
-
-
-def _not_served(method: str) -> Callable[[float | None], Awaitable[Any]]:
-    async def refuse(_deadline: float | None) -> Any:
-        raise Unsupported(Reason.NOT_IMPLEMENTED, f"{method} is not served by this version; see Describe")
-
-    return refuse

@@ -37,6 +37,37 @@ class Execution:
 
 
 @dataclass(frozen=True)
+class MaskReceipt:
+    """What an engine really applied, as `masks.receipt` defines it; counts per layer and head stand in the digest."""
+
+    effective_mask_digest: str
+    layers_hit: tuple[int, ...]
+    heads_hit: tuple[tuple[int, ...], ...]  # one entry per layer of layers_hit
+    layers_applied: tuple[int, ...]
+    heads_applied: tuple[tuple[int, ...], ...]
+    entries_cut: int
+    entries_cut_that_base_allowed: int
+    rows_emptied: int
+
+
+@dataclass(frozen=True)
+class MaskMetadata:
+    name: str
+    digest: str
+    shape: str
+    sparsity: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The mask of one item under one variant: what was asked, and the proof that it was done."""
+
+    metadata: MaskMetadata
+    receipt: MaskReceipt
+
+
+@dataclass(frozen=True)
 class RollingWindows:
     count: int
     max_tokens: int
@@ -65,6 +96,8 @@ class AnswerHeader:
     streams: bool
     has_pieces: bool
     has_offsets: bool
+    kl_base_masked: bool = False
+    kl_masked_base: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +113,8 @@ class TokenChunk:
     ties: IntArray  # [C]
     top_ids: IntArray | None = None  # [C, k]
     top_logprobs: FloatArray | None = None  # [C, k]
+    kl_base_masked: FloatArray | None = None  # [C] nats
+    kl_masked_base: FloatArray | None = None  # [C] nats
 
 
 @dataclass(frozen=True)
@@ -91,6 +126,9 @@ class ItemDone:
     mean_logprob: float | None = None
     perplexity: float | None = None
     is_greedy: bool | None = None
+    applied: Applied | None = None  # None without a mask
+    document_starts: tuple[int, ...] = ()  # tokens that the mask leaves unscored
+    delta_modules: tuple[str, ...] = ()  # modules that got an adapter's delta
 
 
 @dataclass(frozen=True)
@@ -127,6 +165,7 @@ class NextTokens:
     vocab_size: int
     prompt_tokens: int  # prefix token included
     prefix_token_id: int | None
+    applied: Applied | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +191,7 @@ class ScoreResult:
     scores: tuple[float, ...] = ()
     label_logprobs: tuple[float, ...] = ()
     problem: Problem | None = None
+    applied: Applied | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +218,32 @@ class PreflightAnswer:
     results: tuple[PreflightResult, ...]
 
 
+@dataclass(frozen=True)
+class MaskAnswer:
+    """Whether a row may see a key, and the rule that decided."""
+
+    may_see: bool
+    rule: str
+
+
+@dataclass(frozen=True, eq=False)
+class MaskExplanation:
+    metadata: MaskMetadata
+    tokens: Tokens
+    leaking_rows: tuple[int, ...]
+    empty_rows: int  # (layer, head, row) that may see nothing
+    rows: tuple[tuple[tuple[int, int], ...], ...] | None = None  # per row the runs [start, end) it may see
+    npy: bytes | None = None
+    png: bytes | None = None
+    answers: tuple[MaskAnswer, ...] = ()
+
+
+@dataclass(frozen=True)
+class ArtifactKept:
+    digest: str
+    size_bytes: int
+
+
 StreamEvent = AnswerHeader | TokenChunk | ItemDone | ItemProblem | AnswerSummary
-UnaryAnswer = NextTokenAnswer | ScoreAnswer | TokenizeAnswer | PreflightAnswer
+UnaryAnswer = NextTokenAnswer | ScoreAnswer | TokenizeAnswer | PreflightAnswer | MaskExplanation | ArtifactKept
 AnswerEvent = StreamEvent | UnaryAnswer

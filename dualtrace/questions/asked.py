@@ -6,10 +6,14 @@ It must not know models, tokenizers or the wire.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from dualtrace.card import QuestionKind
 from dualtrace.engine import IntArray
+from dualtrace.masks.packing import Convention
+from dualtrace.masks.spec import MaskSpec, SegmentName, Span
 from dualtrace.tokens import Boundary, Prefix
+from dualtrace.views import BASE, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +32,15 @@ DEFAULT_PREFIX = Prefix()
 
 @dataclass(frozen=True)
 class Variant:
-    """The face and the mask under which a question is asked. Base and causal until masks and views arrive."""
+    """The face and the mask under which a question is asked."""
+
+    view: View = BASE
+    mask: MaskSpec | None = None  # None: the model's own attention, without a receipt
+    allow_leak: bool = False  # answer rows that see the token they predict
+
+    @property
+    def is_plain(self) -> bool:
+        return self.view.is_plain and self.mask is None
 
 
 PLAIN = (Variant(),)
@@ -91,6 +103,8 @@ class ScoreQuestion:
     apply_softmax: bool = False
     temperature: float | None = None  # None: 1, and only with apply_softmax
     item_first: bool = False
+    packing: Convention | None = None  # None: each item is its own sequence
+    delimiter_token_id: int | None = None  # only with packing
     variants: tuple[Variant, ...] = PLAIN
     deterministic: bool = False
     kind = QuestionKind.SCORE
@@ -107,9 +121,65 @@ class TokenizeQuestion:
 class PreflightQuestion:
     """Are the numbers sane? One forward per view on a sentinel text; no views means base alone."""
 
-    views: int = 1
+    views: tuple[View, ...] = (BASE,)
 
 
-StreamQuestion = LogprobQuestion | RollingQuestion
+@dataclass(frozen=True)
+class MaskedForwardQuestion:
+    """One sequence under many masks and views, each read as Logprob, with receipts and exact KL."""
+
+    input: Input
+    variants: tuple[Variant, ...]
+    segments: tuple[tuple[SegmentName, tuple[int, int]], ...] = ()  # named token ranges
+    reads: tuple[Span, ...] = ()  # (): every token that can be scored
+    prefix: Prefix = DEFAULT_PREFIX
+    top_k: int = 0
+    kl_base_masked: bool = False  # KL(base || masked) at every token read
+    kl_masked_base: bool = False
+    deterministic: bool = False
+    kind = QuestionKind.MASKED_FORWARD
+
+
+class MaskForm(Enum):
+    RUNS = "RUNS"
+    NPY = "NPY"
+    PNG = "PNG"
+
+
+@dataclass(frozen=True)
+class MaskWhy:
+    """Why may, or may not, this row see this key?"""
+
+    layer: int
+    head: int
+    query: int
+    key: int
+
+
+@dataclass(frozen=True)
+class ExplainMaskQuestion:
+    """What a mask allows over one sequence, without a forward."""
+
+    input: Input
+    mask: MaskSpec
+    segments: tuple[tuple[SegmentName, tuple[int, int]], ...] = ()
+    prefix: Prefix = DEFAULT_PREFIX
+    layer: int | None = None  # None together with head: the union over all
+    head: int | None = None
+    forms: tuple[MaskForm, ...] = ()
+    allow_large: bool = False
+    why: tuple[MaskWhy, ...] = ()
+    kind = QuestionKind.EXPLAIN_MASK
+
+
+@dataclass(frozen=True)
+class ArtifactQuestion:
+    """Keep these bytes: they will be named by their digest."""
+
+    data: bytes
+    digest: str  # "sha256:...", as announced by the sender
+
+
+StreamQuestion = LogprobQuestion | RollingQuestion | MaskedForwardQuestion
 ForwardQuestion = StreamQuestion | NextTokenQuestion | ScoreQuestion
-Question = ForwardQuestion | TokenizeQuestion | PreflightQuestion
+Question = ForwardQuestion | TokenizeQuestion | PreflightQuestion | ExplainMaskQuestion | ArtifactQuestion

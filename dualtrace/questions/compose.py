@@ -12,9 +12,12 @@ import numpy as np
 
 from dualtrace.card import Limits
 from dualtrace.engine import IntArray
+from dualtrace.masks.resolve import FetchArray, Geometry
 from dualtrace.problems import InvalidArgument, Problem, Reason, Unsupported
 from dualtrace.questions.asked import Input, Variant
 from dualtrace.tokens import Prefix, Tokenizer, Tokens, check_text, prefix_for_ids
+
+ONE_HEAD = Geometry(1, 1)
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,12 @@ class Context:
     vocab_size: int  # the logit width
     limits: Limits
     tokenizer: Tokenizer | None
+    geometry: Geometry = ONE_HEAD  # layers, heads and windows that masks speak of
+    masks: bool = False
+    views: bool = False
+    contrasts: bool = False
+    adapters: tuple[str, ...] = ()
+    fetch_array: FetchArray | None = None  # artifact digest to array
 
     def tokens(self, given: Input, field: str, *, special_tokens: bool = False) -> Tokens:
         """The tokens of one input, checked: valid text, ids in range."""
@@ -56,11 +65,12 @@ class Context:
                 allowed=f"0-{self.vocab_size - 1}",
             )
 
-    def prefix_id(self, prefix: Prefix, *, is_text: bool) -> int | None:
+    def prefix_id(self, prefix: Prefix, given: Input, field: str) -> int | None:
         """The id put in front, by the policy for this kind of input."""
-        chosen = (
-            self.need_tokenizer("prefix").prefix_for_text(prefix) if is_text else prefix_for_ids(prefix, self.tokenizer)
-        )
+        if given.text is not None:
+            chosen = self.need_tokenizer(f"{field}.text").prefix_for_text(prefix)
+        else:
+            chosen = prefix_for_ids(prefix, self.tokenizer)
         if chosen is not None:
             self.check_prefix(chosen)
         return chosen
@@ -79,6 +89,14 @@ class Context:
             raise InvalidArgument(Reason.INPUT_TOO_LONG, message, field=field, allowed=f"1-{most}")
 
 
+def check_one_window(length: int, limits: Limits, field: str) -> None:
+    """A mask speaks of the whole text, `length` tokens with its prefix, so all of it must fit one window."""
+    most = limits.max_positions
+    if length > most:
+        message = f"a masked text must fit one window: {length} tokens with its prefix, {most} positions; shorten it"
+        raise InvalidArgument(Reason.MASK_NEEDS_ONE_WINDOW, message, field=field, allowed=f"1-{most}")
+
+
 def check_count(count: int, limits: Limits, field: str, *, least: int) -> None:
     if count < least:
         raise InvalidArgument(Reason.EMPTY, f"{field} is empty; at least one is needed", field=field)
@@ -87,8 +105,16 @@ def check_count(count: int, limits: Limits, field: str, *, least: int) -> None:
         raise InvalidArgument(Reason.TOO_MANY, message, field=field, allowed=f"{least}-{limits.max_items}")
 
 
-def check_variants(variants: Sequence[Variant], limits: Limits) -> None:
+RESULT_ENTRIES = 16
+"What one result costs beside its tokens, in entries: items that are refused have no tokens, but each has a message."
+
+
+def check_variants(variants: Sequence[Variant], limits: Limits, items: int) -> None:
     check_count(len(variants), limits, "variants", least=1)
+    most = max(limits.max_items, limits.max_request_tokens // RESULT_ENTRIES)
+    if items * len(variants) > most:
+        message = f"{items} items under {len(variants)} variants asked; at most {most} answers in one request; split it"
+        raise InvalidArgument(Reason.TOO_MANY, message, field="variants", allowed=f"1-{most // items}")
 
 
 def check_top_k(top_k: int, limits: Limits) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dualtrace.masks.spec import SegmentName
 from dualtrace.problems import InvalidArgument, Problem, Reason
 from dualtrace.questions.answers import ItemHeader
 from dualtrace.questions.asked import LogprobItem, LogprobQuestion
@@ -21,9 +22,9 @@ from dualtrace.questions.compose import (
     check_variants,
     check_work,
     placed,
-    with_prefix,
 )
-from dualtrace.questions.token_plan import PlannedItem, PlannedRow, TokenPlan, scoring_row, slice_tokens
+from dualtrace.questions.item_rows import WholeItem, check_all, rows_of_item, scored_tokens
+from dualtrace.questions.token_plan import PlannedItem, PlannedRow, Refused, TokenPlan, slice_tokens
 from dualtrace.tokens import Boundary, Tokens
 
 
@@ -37,11 +38,13 @@ class _Composed:
 
 def plan_logprob(question: LogprobQuestion, context: Context) -> TokenPlan:
     check_count(len(question.items), context.limits, "items", least=1)
-    check_variants(question.variants, context.limits)
+    check_variants(question.variants, context.limits, len(question.items))
+    check_all(question.variants, context)
     check_top_k(question.top_k, context.limits)
     check_chars([part for item in question.items for part in (item.prompt, item.completion)], context.limits)
     items: list[PlannedItem | Problem] = []
     rows: list[PlannedRow] = []
+    refused: list[Refused] = []
     total = 0
     for index, item in enumerate(question.items):
         try:
@@ -53,9 +56,11 @@ def plan_logprob(question: LogprobQuestion, context: Context) -> TokenPlan:
         check_tokens(total, context.limits)
         planned = _planned(composed)
         items.append(planned)
-        rows += _rows(planned, index, question)
+        found = rows_of_item(_whole(planned, index, question), question.variants, context)
+        rows += found.rows
+        refused += found.refused
     check_work(sum(row.row.length for row in rows), context.limits)
-    return TokenPlan(tuple(items), tuple(rows), len(question.variants), question.top_k, total)
+    return TokenPlan(tuple(items), tuple(rows), len(question.variants), question.top_k, total, tuple(refused))
 
 
 def _compose(item: LogprobItem, question: LogprobQuestion, context: Context, field: str) -> _Composed:
@@ -63,7 +68,7 @@ def _compose(item: LogprobItem, question: LogprobQuestion, context: Context, fie
     if is_text != (item.completion.text is not None):
         message = "prompt and completion must both be text or both be ids"
         raise InvalidArgument(Reason.MIXED_INPUT_KINDS, message, field=field)
-    prefix_id = context.prefix_id(question.prefix, is_text=is_text)
+    prefix_id = context.prefix_id(question.prefix, item.prompt, f"{field}.prompt")
     composed = _cut_text(item, question, context, field) if is_text else _join_ids(item, question, context, field)
     count = int(composed.tokens.ids.size)
     context.check_fits(count - 1 + (prefix_id is not None), field)
@@ -77,7 +82,8 @@ def _cut_text(item: LogprobItem, question: LogprobQuestion, context: Context, fi
     try:
         cut = tokenizer.cut(item.prompt.text, item.completion.text, question.boundary or Boundary.JOINT)
     except Problem as problem:
-        raise problem.at(under=field) from None
+        # The policy is one of the whole request, not of the item.
+        raise problem if problem.detail.field == "boundary" else problem.at(under=field) from None
     context.check_ids(cut.tokens.ids, f"{field}.completion.text")
     return _Composed(cut.tokens, cut.prompt_count, cut.boundary_token_merged, None)
 
@@ -112,13 +118,12 @@ def _planned(composed: _Composed) -> PlannedItem:
     return PlannedItem(composed.tokens, header, count)
 
 
-def _rows(planned: PlannedItem, index: int, question: LogprobQuestion) -> list[PlannedRow]:
-    header = planned.header
-    if header.scored_start is None:
-        return []
-    front = 0 if header.prefix_token_id is None else 1
-    sequence = with_prefix(header.prefix_token_id, planned.tokens.ids)
-    score = slice(header.scored_start + front, int(sequence.size))
-    row = scoring_row(sequence, slice(0, int(sequence.size) - 1), score, question.top_k)
-    # Row r predicts sequence[r + 1], which is token r + 1 - front of the item.
-    return [PlannedRow(row, index, variant, 1 - front) for variant in range(len(question.variants))]
+def _whole(planned: PlannedItem, index: int, question: LogprobQuestion) -> WholeItem:
+    item = question.items[index]
+    prompt, count = planned.header.prompt_tokens, planned.header.token_count
+    segments = {SegmentName.COMPLETION: (prompt, count)}
+    if prompt:
+        segments[SegmentName.PROMPT] = (0, prompt)
+    texts = (item.prompt.text, item.completion.text)
+    characters = None if texts[0] is None or texts[1] is None else len(texts[0]) + len(texts[1])
+    return WholeItem(index, planned, scored_tokens(planned), question.top_k, characters, segments)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dualtrace.problems import InvalidArgument, Problem, Reason
 from dualtrace.questions.answers import ItemHeader, RollingWindows
-from dualtrace.questions.asked import Input, RollingQuestion
+from dualtrace.questions.asked import Input, RollingQuestion, Variant
 from dualtrace.questions.compose import (
     Context,
     check_chars,
@@ -18,7 +18,9 @@ from dualtrace.questions.compose import (
     placed,
     with_prefix,
 )
-from dualtrace.questions.token_plan import PlannedItem, PlannedRow, TokenPlan, scoring_row, slice_tokens
+from dualtrace.questions.item_rows import VariantRows, WholeItem, check_all, rows_of_item, scored_tokens
+from dualtrace.questions.sight import Sight
+from dualtrace.questions.token_plan import PlannedItem, PlannedRow, Refused, TokenPlan, scoring_row, slice_tokens
 from dualtrace.questions.windows import window_count, windows
 
 ROW_COST = 256
@@ -34,7 +36,8 @@ class _Grid:
 def plan_rolling(question: RollingQuestion, context: Context) -> TokenPlan:
     limits = context.limits
     check_count(len(question.inputs), limits, "inputs", least=1)
-    check_variants(question.variants, limits)
+    check_variants(question.variants, limits, len(question.inputs))
+    check_all(question.variants, context)
     check_top_k(question.top_k, limits)
     check_chars(question.inputs, limits)
     grid = _grid(question, limits.max_positions)
@@ -53,14 +56,14 @@ def plan_rolling(question: RollingQuestion, context: Context) -> TokenPlan:
         width = min(grid.max_tokens, planned.header.token_count)
         work += planned.header.windows.count * (width + ROW_COST) * len(question.variants)
         check_work(work, limits)  # before the windows are made: a stride of 1 over a book makes very many
-    rows = [
-        row
-        for index, item in enumerate(items)
-        if isinstance(item, PlannedItem)
-        for variant in range(len(question.variants))
-        for row in _rows(item, index, variant, question.top_k, grid)
-    ]
-    return TokenPlan(tuple(items), tuple(rows), len(question.variants), question.top_k, total)
+    rows: list[PlannedRow] = []
+    refused: list[Refused] = []
+    for index, item in enumerate(items):
+        if isinstance(item, PlannedItem):
+            found = _rows(item, index, question, grid, context)
+            rows += found.rows
+            refused += found.refused
+    return TokenPlan(tuple(items), tuple(rows), len(question.variants), question.top_k, total, tuple(refused))
 
 
 def _grid(question: RollingQuestion, positions: int) -> _Grid:
@@ -76,7 +79,7 @@ def _grid(question: RollingQuestion, positions: int) -> _Grid:
 
 
 def _plan_item(given: Input, question: RollingQuestion, context: Context, grid: _Grid, field: str) -> PlannedItem:
-    prefix_id = context.prefix_id(question.prefix, is_text=given.text is not None)
+    prefix_id = context.prefix_id(question.prefix, given, field)
     tokens = context.tokens(given, field)
     context.check_ids(tokens.ids, f"{field}.text")
     count = int(tokens.ids.size)
@@ -93,14 +96,47 @@ def _plan_item(given: Input, question: RollingQuestion, context: Context, grid: 
     return PlannedItem(tokens, header, count)
 
 
-def _rows(item: PlannedItem, index: int, variant: int, top_k: int, grid: _Grid) -> list[PlannedRow]:
+def _rows(item: PlannedItem, index: int, question: RollingQuestion, grid: _Grid, context: Context) -> VariantRows:
+    """Windows for variants without a mask; a mask speaks of the whole text, so it needs one window."""
+    found = VariantRows()
+    for number, variant in enumerate(question.variants):
+        if variant.mask is None:
+            found.rows += _window_rows(item, index, number, variant, question.top_k, grid)
+            continue
+        masked = _masked_rows(item, index, number, question, context)
+        found.rows += masked.rows
+        found.refused += masked.refused
+    return found
+
+
+def _window_rows(
+    item: PlannedItem, index: int, number: int, variant: Variant, top_k: int, grid: _Grid
+) -> list[PlannedRow]:
     front = 0 if item.header.prefix_token_id is None else 1
     sequence = with_prefix(item.header.prefix_token_id, item.tokens.ids)
     rows = []
     for window in windows(int(sequence.size), grid.max_tokens, grid.stride):
         feed = slice(window.feed_start, window.feed_stop)
         score = slice(window.score_start, window.score_stop)
+        row = replace(scoring_row(sequence, feed, score, top_k), view=variant.view)
         # Row r of the window predicts sequence[feed_start + r + 1].
         offset = window.feed_start + 1 - front
-        rows.append(PlannedRow(scoring_row(sequence, feed, score, top_k), index, variant, offset))
+        rows.append(PlannedRow(row, index, number, offset, Sight(variant.view, None, row.positions)))
     return rows
+
+
+def _masked_rows(
+    item: PlannedItem, index: int, number: int, question: RollingQuestion, context: Context
+) -> VariantRows:
+    windows_needed = item.header.windows.count if item.header.windows else 0
+    if windows_needed > 1:
+        message = f"a masked text must fit one window; this one needs {windows_needed}; shorten it or raise max_tokens"
+        problem = InvalidArgument(Reason.MASK_NEEDS_ONE_WINDOW, message, field=f"variants[{number}].mask", item=index)
+        return VariantRows(refused=[Refused(index, number, problem)])
+    text = question.inputs[index].text
+    whole = WholeItem(index, item, scored_tokens(item), question.top_k, None if text is None else len(text))
+    found = rows_of_item(whole, (question.variants[number],), context)
+    return VariantRows(
+        [replace(row, variant=number) for row in found.rows],
+        [replace(entry, variant=number) for entry in found.refused],
+    )

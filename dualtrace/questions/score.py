@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from dualtrace.engine import FloatArray, IntArray, Read, Readout
-from dualtrace.problems import BadNumbers, InvalidArgument, Problem, Reason
+from dualtrace.engine import FloatArray, IntArray, Read
+from dualtrace.masks.spec import SegmentName
+from dualtrace.problems import InvalidArgument, Problem, Reason
+from dualtrace.questions import sight as sights
 from dualtrace.questions.answers import ScoreResult
 from dualtrace.questions.asked import Input, ScoreQuestion
 from dualtrace.questions.compose import (
@@ -21,48 +24,68 @@ from dualtrace.questions.compose import (
     check_variants,
     placed,
 )
-from dualtrace.rows import Row, plain_row
-
-
-@dataclass(frozen=True, eq=False)
-class ScorePlan:
-    """`rows[i]` belongs to `places[i]` = (item, variant)."""
-
-    prompts: tuple[IntArray | Problem, ...]  # [T] as composed
-    rows: tuple[Row, ...]
-    places: tuple[tuple[int, int], ...]
-    temperature: float | None  # None: no softmax over the labels
-    prompt_tokens: int
-    variants: int
+from dualtrace.questions.item_rows import check_all
+from dualtrace.questions.outcome import Outcome
+from dualtrace.questions.packed import check_packing, plan_packed
+from dualtrace.questions.score_plan import ScorePlace, ScorePlan
+from dualtrace.questions.sight import Sight
+from dualtrace.rows import Row
+from dualtrace.tokens import Tokens
 
 
 def plan_score(question: ScoreQuestion, context: Context) -> ScorePlan:
     check_count(len(question.items), context.limits, "items", least=0)
-    check_variants(question.variants, context.limits)
+    check_variants(question.variants, context.limits, len(question.items))
+    check_all(question.variants, context)
     labels = _labels(question, context)
     check_answer(sum(ids.size for ids in labels) * len(question.variants), context.limits, "label_token_ids")
     temperature = _temperature(question)
-    kind = _is_text(question)
-    check_chars([question.query, *question.items], context.limits)
-    query = None if kind else context.tokens(question.query, "query")
-    prompts: list[IntArray | Problem] = []
-    rows: list[Row] = []
-    places: list[tuple[int, int]] = []
+    is_text = _is_text(question)
+    check_packing(question, context)
+    # The query is encoded once with each item, so it costs that often.
+    check_chars([question.query] * max(1, len(question.items)) + list(question.items), context.limits)
+    if question.packing is not None and question.items:
+        packed = plan_packed(question, labels, context)
+        if packed is not None:
+            return replace(packed, temperature=temperature)
+    query = None if is_text else context.tokens(question.query, "query")
+    return replace(_plan_items(question, labels, query, context), temperature=temperature)
+
+
+def _plan_items(
+    question: ScoreQuestion, labels: Sequence[IntArray], query: Tokens | None, context: Context
+) -> ScorePlan:
+    prompts: list[sights.Sequence | Problem] = []
     total = 0
     for index, item in enumerate(question.items):
         try:
-            prompt = _compose(item, question, None if query is None else query.ids, context, f"items[{index}]")
+            prompt = _compose(item, question, query, context, f"items[{index}]")
         except Problem as problem:
             prompts.append(placed(problem, index))
             continue
         prompts.append(prompt)
-        total += int(prompt.size) * len(question.variants)
+        total += int(prompt.ids.size) * len(question.variants)
         check_tokens(total, context.limits)
-        read = Read(np.asarray([prompt.size - 1], np.int32), extra_ids=labels[index])
-        for variant in range(len(question.variants)):
-            rows.append(plain_row(prompt, read))
-            places.append((index, variant))
-    return ScorePlan(tuple(prompts), tuple(rows), tuple(places), temperature, total, len(question.variants))
+    rows: list[Row] = []
+    seen: list[Sight] = []
+    places: list[ScorePlace] = []
+    for variant in range(len(question.variants)):
+        for index, sequence in enumerate(prompts):
+            if isinstance(sequence, Problem):
+                places.append(ScorePlace(index, variant, problem=sequence))
+                continue
+            length = int(sequence.ids.size)
+            try:
+                sight = sights.see(question.variants[variant], sequence, context)
+            except Problem as problem:
+                refused = problem.at(item=index, under=f"variants[{variant}].mask")
+                places.append(ScorePlace(index, variant, length, problem=refused))
+                continue
+            places.append(ScorePlace(index, variant, length, len(rows), length - 1))
+            read = Read(np.asarray([length - 1], np.int32), extra_ids=labels[index])
+            rows.append(Row(sequence.ids, sight.positions, read, sight.view, sight.plan))
+            seen.append(sight)
+    return ScorePlan(tuple(rows), tuple(seen), tuple(places), None, total)
 
 
 def _labels(question: ScoreQuestion, context: Context) -> list[IntArray]:
@@ -116,55 +139,56 @@ def _is_text(question: ScoreQuestion) -> bool:
 
 
 def _compose(
-    item: Input, question: ScoreQuestion, query_ids: IntArray | None, context: Context, field: str
-) -> IntArray:
+    item: Input, question: ScoreQuestion, query: Tokens | None, context: Context, field: str
+) -> sights.Sequence:
     """The prompt: text as one text with the tokenizer's own special tokens, ids put together as they are."""
-    if query_ids is None:
+    if query is None:
         assert question.query.text is not None
         assert item.text is not None
         pair = (item.text, question.query.text) if question.item_first else (question.query.text, item.text)
-        ids = context.tokens(Input(text="".join(pair)), field, special_tokens=True).ids
-        context.check_ids(ids, f"{field}.text")
+        text = "".join(pair)
+        tokens = context.tokens(Input(text=text), field, special_tokens=True)
+        context.check_ids(tokens.ids, f"{field}.text")
+        sequence = sights.Sequence(tokens.ids, tokens, 0, len(text))
     else:
-        item_ids = context.tokens(item, field).ids
-        ids = np.concatenate([item_ids, query_ids] if question.item_first else [query_ids, item_ids])
-    if not ids.size:
+        own = context.tokens(item, field)
+        first, second = (own, query) if question.item_first else (query, own)
+        cut, end = int(first.ids.size), int(first.ids.size + second.ids.size)
+        names = (SegmentName.QUERY, SegmentName.ITEM)
+        ranges = dict(zip(reversed(names) if question.item_first else names, ((0, cut), (cut, end)), strict=True))
+        tokens = Tokens(np.concatenate([first.ids, second.ids]), first.pieces + second.pieces, None, None)
+        sequence = sights.Sequence(tokens.ids, tokens, 0, None, {k: r for k, r in ranges.items() if r[0] < r[1]})
+    if not sequence.ids.size:
         message = "query and item together have no tokens; there is no position to read"
         raise InvalidArgument(Reason.EMPTY_PROMPT, message, field=field)
-    context.check_fits(int(ids.size), field)
-    return ids
+    context.check_fits(int(sequence.ids.size), field)
+    return sequence
 
 
-def read_score(plan: ScorePlan, outcomes: dict[int, Readout | Problem]) -> tuple[ScoreResult, ...]:
-    """Results in the order asked: all items of the first variant, then of the second, ..."""
-    by_place = {place: outcomes[index] for index, place in enumerate(plan.places)}
-    results = []
-    for variant in range(plan.variants):
-        for index, prompt in enumerate(plan.prompts):
-            if isinstance(prompt, Problem):
-                results.append(ScoreResult(index, variant, 0, problem=prompt))
-            else:
-                results.append(_read(plan, index, variant, int(prompt.size), by_place[index, variant]))
-    return tuple(results)
+def read_score(plan: ScorePlan, outcomes: dict[int, Outcome]) -> tuple[ScoreResult, ...]:
+    """Results in the order asked."""
+    return tuple(_read(plan, place, outcomes) for place in plan.places)
 
 
-def _read(plan: ScorePlan, item: int, variant: int, prompt_tokens: int, outcome: Readout | Problem) -> ScoreResult:
-    if isinstance(outcome, Problem):
-        return ScoreResult(item, variant, prompt_tokens, problem=outcome.at(item=item))
-    if outcome.bad_rows:
-        message = f"the model's logits hold NaN or infinity after the item (row {outcome.bad_rows[0]})"
-        return ScoreResult(
-            item, variant, prompt_tokens, problem=BadNumbers(Reason.NON_FINITE_LOGITS, message, item=item)
-        )
-    assert outcome.extra_logprobs is not None
-    logprobs = outcome.extra_logprobs[0]
+def _read(plan: ScorePlan, place: ScorePlace, outcomes: dict[int, Outcome]) -> ScoreResult:
+    result = ScoreResult(place.item, place.variant, place.prompt_tokens)
+    if place.problem is not None:
+        return replace(result, problem=place.problem)
+    try:
+        readout, at = outcomes[place.row].at(place.read_row)
+        applied = outcomes[place.row].applied(plan.sights[place.row])
+    except Problem as problem:
+        return replace(result, problem=problem.at(item=place.item))
+    assert readout.extra_logprobs is not None
+    logprobs = readout.extra_logprobs[at] if place.columns is None else readout.extra_logprobs[at][place.columns]
     scores = np.exp(logprobs) if plan.temperature is None else label_softmax(logprobs, plan.temperature)
-    return ScoreResult(item, variant, prompt_tokens, tuple(scores.tolist()), tuple(logprobs.tolist()))
+    return replace(result, scores=tuple(scores.tolist()), label_logprobs=tuple(logprobs.tolist()), applied=applied)
 
 
 def label_softmax(logprobs: FloatArray, temperature: float) -> FloatArray:
     """softmax over the labels only of logprobs / temperature; [L] float64, also for tiny temperatures."""
-    shifted = (logprobs - logprobs.max()) / temperature
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best label to -inf, which is right
+        shifted = (logprobs - logprobs.max()) / temperature
     weights = np.exp(shifted)
     result: FloatArray = weights / weights.sum()
     return result

@@ -1,4 +1,4 @@
-"""What Logprob and RollingLogprob have in common: items whose tokens are scored along planned rows.
+"""What Logprob, RollingLogprob and MaskedForward have in common: items whose tokens are scored along planned rows.
 
 Pure data and a few pure functions. It must not know queues or the wire.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from dualtrace.engine import IntArray, Read
 from dualtrace.problems import Problem
 from dualtrace.questions.answers import ItemHeader
+from dualtrace.questions.sight import Sight
 from dualtrace.rows import Row, plain_row
 from dualtrace.tokens import Tokens
 
@@ -33,6 +34,16 @@ class PlannedRow:
     item: int
     variant: int
     token_offset: int
+    sight: Sight
+
+
+@dataclass(frozen=True)
+class Refused:
+    """One item that cannot be answered under one variant."""
+
+    item: int
+    variant: int
+    problem: Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +55,9 @@ class TokenPlan:
     variants: int
     top_k: int
     prompt_tokens: int  # for usage: as composed, all items and variants
+    refused: tuple[Refused, ...] = ()  # beside the items that are a Problem under every variant
+    kl_base_masked: bool = False
+    kl_masked_base: bool = False
 
     @property
     def has_offsets(self) -> bool:

@@ -9,14 +9,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
 from dualtrace.engine import FloatArray, IntArray, ModelProvenance, Readout
 from dualtrace.problems import BadNumbers, Problem, Reason
-from dualtrace.questions.answers import AnswerHeader, ItemDone, ItemHeader, ItemProblem, StreamEvent, TokenChunk
+from dualtrace.questions.answers import (
+    AnswerHeader,
+    Applied,
+    ItemDone,
+    ItemHeader,
+    ItemProblem,
+    StreamEvent,
+    TokenChunk,
+)
+from dualtrace.questions.sight import Proof, Sight
 from dualtrace.questions.token_plan import PlannedItem, PlannedRow, TokenPlan, slice_tokens
+from dualtrace.rows import work_in, work_of
 
 CHUNK_ENTRIES = 65_536
 """Top-k entries of one chunk at most, so that a chunk stays well below the 4 MiB of a message."""
@@ -24,7 +35,7 @@ CHUNK_ENTRIES = 65_536
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """Consecutive tokens of one item, not sent yet."""
+    """Consecutive tokens of one item, not sent yet. A column that was not asked is None."""
 
     first_index: int
     logprobs: FloatArray  # [C]
@@ -32,6 +43,8 @@ class _Columns:
     ties: IntArray  # [C]
     top_ids: IntArray | None  # [C, k]
     top_logprobs: FloatArray | None  # [C, k]
+    kl_base_masked: FloatArray | None  # [C]
+    kl_masked_base: FloatArray | None  # [C]
 
     @property
     def count(self) -> int:
@@ -39,14 +52,14 @@ class _Columns:
 
     def cut(self, start: int, stop: int) -> _Columns:
         rows = slice(start, stop)
-        return _Columns(
-            self.first_index + start,
-            self.logprobs[rows],
-            self.ranks[rows],
-            self.ties[rows],
-            None if self.top_ids is None else self.top_ids[rows],
-            None if self.top_logprobs is None else self.top_logprobs[rows],
-        )
+        parts = {name: None if column is None else column[rows] for name, column in self._columns()}
+        return _Columns(self.first_index + start, **parts)  # type: ignore[arg-type]
+
+    def _columns(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in COLUMN_NAMES]
+
+
+COLUMN_NAMES = tuple(entry.name for entry in fields(_Columns) if entry.name != "first_index")
 
 
 @dataclass
@@ -56,8 +69,10 @@ class _Track:
     item: int
     variant: int
     planned: PlannedItem
+    sight: Sight
     rows: deque[int] = field(default_factory=deque)  # planned rows not finished, in order
-    left_in_row: dict[int, int] = field(default_factory=dict)  # read rows still to come
+    left_in_row: dict[int, int] = field(default_factory=dict)  # rows still to be read and counted
+    proof: Proof = field(default_factory=Proof)
     stash: dict[int, list[Readout]] = field(default_factory=dict)  # readouts of rows whose turn has not come
     pending: list[_Columns] = field(default_factory=list)
     pending_count: int = 0
@@ -78,29 +93,41 @@ class TokenStream:
         for index, row in enumerate(plan.rows):
             track = self._track(row)
             track.rows.append(index)
-            track.left_in_row[index] = int(row.row.read.rows.size)
+            track.left_in_row[index] = work_of(row.row)
 
     def _track(self, row: PlannedRow) -> _Track:
         key = (row.item, row.variant)
         if key not in self._tracks:
             planned = self._plan.items[row.item]
             assert isinstance(planned, PlannedItem)
-            self._tracks[key] = _Track(row.item, row.variant, planned)
+            self._tracks[key] = _Track(row.item, row.variant, planned, row.sight)
         return self._tracks[key]
 
     def header(self, provenance: ModelProvenance, *, streams: bool) -> AnswerHeader:
         headers = tuple(item.header if isinstance(item, PlannedItem) else ItemHeader() for item in self._plan.items)
         plan = self._plan
-        return AnswerHeader(provenance, headers, plan.variants, plan.top_k, streams, plan.has_pieces, plan.has_offsets)
+        return AnswerHeader(
+            provenance,
+            headers,
+            plan.variants,
+            plan.top_k,
+            streams,
+            plan.has_pieces,
+            plan.has_offsets,
+            plan.kl_base_masked,
+            plan.kl_masked_base,
+        )
 
     def opening(self) -> list[StreamEvent]:
         """What is known before any forward: items that could not be composed, and items with nothing to score."""
         events: list[StreamEvent] = []
+        refused = {(entry.item, entry.variant): entry.problem for entry in self._plan.refused}
         for index, item in enumerate(self._plan.items):
             for variant in range(self._plan.variants):
-                if isinstance(item, Problem):
+                problem = item if isinstance(item, Problem) else refused.get((index, variant))
+                if problem is not None:
                     self.failed += 1
-                    events.append(ItemProblem(index, variant, item))
+                    events.append(ItemProblem(index, variant, problem))
                 elif (index, variant) not in self._tracks:
                     self.done += 1
                     events.append(ItemDone(index, variant, scored_tokens=0))
@@ -136,9 +163,10 @@ class TokenStream:
 
     def _take(self, track: _Track, row: int, readout: Readout) -> list[StreamEvent]:
         offset = self._plan.rows[row].token_offset
-        track.left_in_row[row] -= int(readout.rows.size)
+        track.left_in_row[row] -= work_in(readout)
+        track.proof.add(readout)
         events: list[StreamEvent] = []
-        for columns in _runs(readout, offset):
+        for columns in self._runs(readout, offset):
             if track.pending and track.pending[-1].first_index + track.pending[-1].count != columns.first_index:
                 events += self._send(track, everything=True)  # a gap starts a new chunk
             track.pending.append(columns)
@@ -149,9 +177,45 @@ class TokenStream:
             track.rows.popleft()
         if track.rows:
             return events + self._send(track, everything=False)
+        return events + self._finish(track)
+
+    def _finish(self, track: _Track) -> list[StreamEvent]:
+        try:
+            applied = track.proof.check(track.sight)
+        except Problem as problem:
+            return self._end_badly(track, problem)
         track.over = True
         self.done += 1
-        return [*events, *self._send(track, everything=True), _done(track)]
+        return [*self._send(track, everything=True), _done(track, applied)]
+
+    def _runs(self, readout: Readout, offset: int) -> list[_Columns]:
+        """The readout's rows as runs of consecutive tokens."""
+        if not readout.rows.size:
+            return []
+        indices = readout.rows + offset
+        whole = self._columns(int(indices[0]), readout)
+        breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+        edges = [0, *breaks.tolist(), int(indices.size)]
+        return [replace(whole.cut(a, b), first_index=int(indices[a])) for a, b in itertools.pairwise(edges)]
+
+    def _columns(self, first: int, readout: Readout) -> _Columns:
+        assert readout.logprobs is not None
+        assert readout.ranks is not None
+        assert readout.ties is not None
+        # A plain variant is the base itself: its divergence from it is zero by definition, and is not computed.
+        zeros = np.zeros(readout.rows.size)
+        from_base = zeros if readout.kl_from_against is None else readout.kl_from_against
+        to_base = zeros if readout.kl_to_against is None else readout.kl_to_against
+        return _Columns(
+            first_index=first,
+            logprobs=readout.logprobs,
+            ranks=readout.ranks,
+            ties=readout.ties,
+            top_ids=readout.top_ids,
+            top_logprobs=readout.top_logprobs,
+            kl_base_masked=from_base if self._plan.kl_base_masked else None,
+            kl_masked_base=to_base if self._plan.kl_masked_base else None,
+        )
 
     def _send(self, track: _Track, *, everything: bool) -> list[StreamEvent]:
         size = self._chunk_tokens
@@ -174,43 +238,14 @@ class TokenStream:
         return [ItemProblem(track.item, track.variant, problem.at(item=track.item))]
 
 
-def _runs(readout: Readout, offset: int) -> list[_Columns]:
-    """The readout's rows as runs of consecutive tokens."""
-    assert readout.logprobs is not None
-    assert readout.ranks is not None
-    assert readout.ties is not None
-    indices = readout.rows + offset
-    whole = _Columns(
-        int(indices[0]), readout.logprobs, readout.ranks, readout.ties, readout.top_ids, readout.top_logprobs
-    )
-    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-    if not breaks.size:
-        return [whole]
-    edges = [0, *breaks.tolist(), indices.size]
-    return [_Columns(int(indices[a]), *(_rows_of(whole, a, b))) for a, b in itertools.pairwise(edges)]
-
-
-def _rows_of(
-    columns: _Columns, a: int, b: int
-) -> tuple[FloatArray, IntArray, IntArray, IntArray | None, FloatArray | None]:
-    cut = columns.cut(a, b)
-    return cut.logprobs, cut.ranks, cut.ties, cut.top_ids, cut.top_logprobs
-
-
 def _join(parts: list[_Columns]) -> _Columns:
     if len(parts) == 1:
         return parts[0]
-    first = parts[0]
-    return _Columns(
-        first.first_index,
-        np.concatenate([part.logprobs for part in parts]),
-        np.concatenate([part.ranks for part in parts]),
-        np.concatenate([part.ties for part in parts]),
-        None if first.top_ids is None else np.concatenate([p.top_ids for p in parts if p.top_ids is not None]),
-        None
-        if first.top_logprobs is None
-        else np.concatenate([p.top_logprobs for p in parts if p.top_logprobs is not None]),
-    )
+    joined: dict[str, Any] = {}
+    for name in COLUMN_NAMES:
+        columns = [getattr(part, name) for part in parts]
+        joined[name] = None if columns[0] is None else np.concatenate(columns)
+    return _Columns(parts[0].first_index, **joined)
 
 
 def _chunk(track: _Track, columns: _Columns, top_k: int) -> TokenChunk:
@@ -225,17 +260,34 @@ def _chunk(track: _Track, columns: _Columns, top_k: int) -> TokenChunk:
         columns.ties,
         columns.top_ids if top_k else None,
         columns.top_logprobs if top_k else None,
+        columns.kl_base_masked,
+        columns.kl_masked_base,
     )
 
 
-def _done(track: _Track) -> ItemDone:
-    values = np.concatenate(track.sent)
+def _done(track: _Track, applied: Applied | None) -> ItemDone:
+    done = ItemDone(
+        track.item,
+        track.variant,
+        scored_tokens=0,
+        applied=applied,
+        document_starts=track.sight.document_starts,
+        delta_modules=track.proof.delta_modules,
+    )
+    values = np.concatenate(track.sent) if track.sent else np.empty(0)
+    if not values.size:
+        return done
     total = math.fsum(values.tolist())  # exact, so it does not depend on how the answer was chunked
     mean = total / values.size
-    perplexity = math.exp(-mean) if mean > -700 else math.inf
-    if not math.isfinite(perplexity):
-        return ItemDone(track.item, track.variant, values.size, total, mean, None, track.all_greedy)
-    return ItemDone(track.item, track.variant, values.size, total, mean, perplexity, track.all_greedy)
+    perplexity = math.exp(-mean) if mean > -700 else None  # beyond that it is no double
+    return replace(
+        done,
+        scored_tokens=int(values.size),
+        total_logprob=total,
+        mean_logprob=mean,
+        perplexity=perplexity,
+        is_greedy=track.all_greedy,
+    )
 
 
 def _bad_numbers(planned: PlannedRow, row: int) -> Problem:

@@ -431,21 +431,21 @@ Global___MaskTerms: _TypeAlias = MaskTerms  # noqa: Y015
 class MinusMask(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    MINUEND_FIELD_NUMBER: _builtins.int
-    SUBTRAHEND_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TAKE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def minuend(self) -> Global___MaskExpression: ...
+    def source(self) -> Global___MaskExpression: ...
     @_builtins.property
-    def subtrahend(self) -> Global___MaskExpression: ...
+    def take(self) -> Global___MaskExpression: ...
     def __init__(
         self,
         *,
-        minuend: Global___MaskExpression | None = ...,
-        subtrahend: Global___MaskExpression | None = ...,
+        source: Global___MaskExpression | None = ...,
+        take: Global___MaskExpression | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["minuend", b"minuend", "subtrahend", b"subtrahend"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "take", b"take"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["minuend", b"minuend", "subtrahend", b"subtrahend"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "take", b"take"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -536,13 +536,14 @@ class MaskReceipt(_message.Message):
     LAYERS_HIT_FIELD_NUMBER: _builtins.int
     LAYERS_APPLIED_FIELD_NUMBER: _builtins.int
     HEADS_HIT_FIELD_NUMBER: _builtins.int
+    HEADS_APPLIED_FIELD_NUMBER: _builtins.int
     ENTRIES_CUT_FIELD_NUMBER: _builtins.int
     ENTRIES_CUT_THAT_BASE_ALLOWED_FIELD_NUMBER: _builtins.int
     ROWS_EMPTIED_FIELD_NUMBER: _builtins.int
     effective_mask_digest: _builtins.str
     """SHA-256 over the per-head sums below; equal to the oracle's or the call failed (MASK_NOT_APPLIED)."""
     entries_cut: _builtins.int
-    """(layer, head, q, k) entries cut, relative to causal attention."""
+    """(layer, head, q, k) entries cut of what the model sees of a plain text."""
     entries_cut_that_base_allowed: _builtins.int
     """Of these, entries that the base expression allowed (edges and windows took them)."""
     rows_emptied: _builtins.int
@@ -559,6 +560,10 @@ class MaskReceipt(_message.Message):
     def heads_hit(self) -> _containers.RepeatedCompositeFieldContainer[Global___IndexList]:
         """Query heads that were hit, one entry per layer of layers_hit."""
 
+    @_builtins.property
+    def heads_applied(self) -> _containers.RepeatedCompositeFieldContainer[Global___IndexList]:
+        """Query heads to which a mask was applied, one entry per layer of layers_applied."""
+
     def __init__(
         self,
         *,
@@ -566,13 +571,14 @@ class MaskReceipt(_message.Message):
         layers_hit: _abc.Iterable[_builtins.int] | None = ...,
         layers_applied: _abc.Iterable[_builtins.int] | None = ...,
         heads_hit: _abc.Iterable[Global___IndexList] | None = ...,
+        heads_applied: _abc.Iterable[Global___IndexList] | None = ...,
         entries_cut: _builtins.int = ...,
         entries_cut_that_base_allowed: _builtins.int = ...,
         rows_emptied: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_mask_digest", b"effective_mask_digest", "entries_cut", b"entries_cut", "entries_cut_that_base_allowed", b"entries_cut_that_base_allowed", "heads_hit", b"heads_hit", "layers_applied", b"layers_applied", "layers_hit", b"layers_hit", "rows_emptied", b"rows_emptied"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_mask_digest", b"effective_mask_digest", "entries_cut", b"entries_cut", "entries_cut_that_base_allowed", b"entries_cut_that_base_allowed", "heads_applied", b"heads_applied", "heads_hit", b"heads_hit", "layers_applied", b"layers_applied", "layers_hit", b"layers_hit", "rows_emptied", b"rows_emptied"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -588,6 +594,7 @@ class MaskMetadata(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     SPARSITY_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"causal", "sliding", "custom", ..."""
     digest: _builtins.str
@@ -596,6 +603,10 @@ class MaskMetadata(_message.Message):
     """"[T,T]", "[H,T,T]" or "[L,H,T,T]": the smallest shape that can hold it."""
     sparsity: _builtins.float
     """Share of entries that are not allowed, 0 .. 1, over all layers and heads."""
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What a careful caller wants to be told: how an array was converted, a token that straddles a span, ..."""
+
     def __init__(
         self,
         *,
@@ -603,10 +614,11 @@ class MaskMetadata(_message.Message):
         digest: _builtins.str = ...,
         shape: _builtins.str = ...,
         sparsity: _builtins.float = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "shape", b"shape", "sparsity", b"sparsity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "notes", b"notes", "shape", b"shape", "sparsity", b"sparsity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

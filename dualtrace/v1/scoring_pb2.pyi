@@ -156,23 +156,27 @@ class Variant(_message.Message):
 
     VIEW_FIELD_NUMBER: _builtins.int
     MASK_FIELD_NUMBER: _builtins.int
+    ALLOW_LEAK_FIELD_NUMBER: _builtins.int
+    allow_leak: _builtins.bool
+    """Answer rows that see the token they predict instead of failing with LEAK."""
     @_builtins.property
     def view(self) -> _view_pb2.View:
         """Absent: base."""
 
     @_builtins.property
     def mask(self) -> _mask_pb2.Mask:
-        """Absent: causal."""
+        """Absent: the model's own attention (causal, native windows), without a receipt."""
 
     def __init__(
         self,
         *,
         view: _view_pb2.View | None = ...,
         mask: _mask_pb2.Mask | None = ...,
+        allow_leak: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mask", b"_mask", "_view", b"_view", "mask", b"mask", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask", b"_mask", "_view", b"_view", "mask", b"mask", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask", b"_mask", "_view", b"_view", "allow_leak", b"allow_leak", "mask", b"mask", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mask: _TypeAlias = _typing.Literal["mask"]  # noqa: Y015
     _WhichOneofArgType__mask: _TypeAlias = _typing.Literal["_mask", b"_mask"]  # noqa: Y015
@@ -542,6 +546,8 @@ class ScoreResult(_message.Message):
     LABEL_LOGPROBS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    MASK_FIELD_NUMBER: _builtins.int
     item: _builtins.int
     variant: _builtins.int
     prompt_tokens: _builtins.int
@@ -558,6 +564,14 @@ class ScoreResult(_message.Message):
     def problem(self) -> _problem_pb2.Problem:
         """Absent when the item was scored."""
 
+    @_builtins.property
+    def receipt(self) -> _mask_pb2.MaskReceipt:
+        """What was really applied. Absent without a mask. Packed items share the receipt of their sequence."""
+
+    @_builtins.property
+    def mask(self) -> _mask_pb2.MaskMetadata:
+        """Absent without a mask."""
+
     def __init__(
         self,
         *,
@@ -567,14 +581,25 @@ class ScoreResult(_message.Message):
         label_logprobs: _abc.Iterable[_builtins.float] | None = ...,
         prompt_tokens: _builtins.int = ...,
         problem: _problem_pb2.Problem | None = ...,
+        receipt: _mask_pb2.MaskReceipt | None = ...,
+        mask: _mask_pb2.MaskMetadata | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "problem", b"problem"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mask", b"_mask", "_problem", b"_problem", "_receipt", b"_receipt", "mask", b"mask", "problem", b"problem", "receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "item", b"item", "label_logprobs", b"label_logprobs", "problem", b"problem", "prompt_tokens", b"prompt_tokens", "scores", b"scores", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask", b"_mask", "_problem", b"_problem", "_receipt", b"_receipt", "item", b"item", "label_logprobs", b"label_logprobs", "mask", b"mask", "problem", b"problem", "prompt_tokens", b"prompt_tokens", "receipt", b"receipt", "scores", b"scores", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mask: _TypeAlias = _typing.Literal["mask"]  # noqa: Y015
+    _WhichOneofArgType__mask: _TypeAlias = _typing.Literal["_mask", b"_mask"]  # noqa: Y015
     _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
     _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015
+    _WhichOneofReturnType__receipt: _TypeAlias = _typing.Literal["receipt"]  # noqa: Y015
+    _WhichOneofArgType__receipt: _TypeAlias = _typing.Literal["_receipt", b"_receipt"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mask) -> _WhichOneofReturnType__mask | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__problem) -> _WhichOneofReturnType__problem | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__receipt) -> _WhichOneofReturnType__receipt | None: ...
 
 Global___ScoreResult: _TypeAlias = ScoreResult  # noqa: Y015
 
@@ -1087,6 +1112,8 @@ class ItemDone(_message.Message):
     IS_GREEDY_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
     MASK_FIELD_NUMBER: _builtins.int
+    DOCUMENT_STARTS_FIELD_NUMBER: _builtins.int
+    DELTA_MODULES_FIELD_NUMBER: _builtins.int
     item: _builtins.int
     variant: _builtins.int
     scored_tokens: _builtins.int
@@ -1101,11 +1128,19 @@ class ItemDone(_message.Message):
     """Every scored token has rank 1. Absent when nothing was scored."""
     @_builtins.property
     def receipt(self) -> _mask_pb2.MaskReceipt:
-        """MaskedForward and masked variants: what was really applied. Absent for plain causal."""
+        """What was really applied. Absent without a mask."""
 
     @_builtins.property
     def mask(self) -> _mask_pb2.MaskMetadata:
-        """Absent for plain causal."""
+        """Absent without a mask."""
+
+    @_builtins.property
+    def document_starts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that this mask leaves unscored because they start a document."""
+
+    @_builtins.property
+    def delta_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Modules that got the adapter's delta. Empty for plain views."""
 
     def __init__(
         self,
@@ -1119,10 +1154,12 @@ class ItemDone(_message.Message):
         is_greedy: _builtins.bool | None = ...,
         receipt: _mask_pb2.MaskReceipt | None = ...,
         mask: _mask_pb2.MaskMetadata | None = ...,
+        document_starts: _abc.Iterable[_builtins.int] | None = ...,
+        delta_modules: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_is_greedy", b"_is_greedy", "_mask", b"_mask", "_mean_logprob", b"_mean_logprob", "_perplexity", b"_perplexity", "_receipt", b"_receipt", "_total_logprob", b"_total_logprob", "is_greedy", b"is_greedy", "mask", b"mask", "mean_logprob", b"mean_logprob", "perplexity", b"perplexity", "receipt", b"receipt", "total_logprob", b"total_logprob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_greedy", b"_is_greedy", "_mask", b"_mask", "_mean_logprob", b"_mean_logprob", "_perplexity", b"_perplexity", "_receipt", b"_receipt", "_total_logprob", b"_total_logprob", "is_greedy", b"is_greedy", "item", b"item", "mask", b"mask", "mean_logprob", b"mean_logprob", "perplexity", b"perplexity", "receipt", b"receipt", "scored_tokens", b"scored_tokens", "total_logprob", b"total_logprob", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_greedy", b"_is_greedy", "_mask", b"_mask", "_mean_logprob", b"_mean_logprob", "_perplexity", b"_perplexity", "_receipt", b"_receipt", "_total_logprob", b"_total_logprob", "delta_modules", b"delta_modules", "document_starts", b"document_starts", "is_greedy", b"is_greedy", "item", b"item", "mask", b"mask", "mean_logprob", b"mean_logprob", "perplexity", b"perplexity", "receipt", b"receipt", "scored_tokens", b"scored_tokens", "total_logprob", b"total_logprob", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__is_greedy: _TypeAlias = _typing.Literal["is_greedy"]  # noqa: Y015
     _WhichOneofArgType__is_greedy: _TypeAlias = _typing.Literal["_is_greedy", b"_is_greedy"]  # noqa: Y015
@@ -1349,6 +1386,8 @@ class NextTokens(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     PREFIX_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    MASK_FIELD_NUMBER: _builtins.int
     vocab_size: _builtins.int
     """The model's logit width."""
     prompt_tokens: _builtins.int
@@ -1379,6 +1418,14 @@ class NextTokens(_message.Message):
     def tail_beyond_extra(self) -> Global___Tail:
         """The mass outside top_ids and extra_token_ids together. Absent when no extra ids were asked."""
 
+    @_builtins.property
+    def receipt(self) -> _mask_pb2.MaskReceipt:
+        """What was really applied. Absent without a mask."""
+
+    @_builtins.property
+    def mask(self) -> _mask_pb2.MaskMetadata:
+        """Absent without a mask."""
+
     def __init__(
         self,
         *,
@@ -1391,17 +1438,27 @@ class NextTokens(_message.Message):
         vocab_size: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
         prefix_token_id: _builtins.int | None = ...,
+        receipt: _mask_pb2.MaskReceipt | None = ...,
+        mask: _mask_pb2.MaskMetadata | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefix_token_id", b"_prefix_token_id", "_tail_beyond_extra", b"_tail_beyond_extra", "prefix_token_id", b"prefix_token_id", "tail", b"tail", "tail_beyond_extra", b"tail_beyond_extra"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mask", b"_mask", "_prefix_token_id", b"_prefix_token_id", "_receipt", b"_receipt", "_tail_beyond_extra", b"_tail_beyond_extra", "mask", b"mask", "prefix_token_id", b"prefix_token_id", "receipt", b"receipt", "tail", b"tail", "tail_beyond_extra", b"tail_beyond_extra"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefix_token_id", b"_prefix_token_id", "_tail_beyond_extra", b"_tail_beyond_extra", "extra_logprobs", b"extra_logprobs", "prefix_token_id", b"prefix_token_id", "prompt_tokens", b"prompt_tokens", "tail", b"tail", "tail_beyond_extra", b"tail_beyond_extra", "top_ids", b"top_ids", "top_logprobs", b"top_logprobs", "top_pieces", b"top_pieces", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask", b"_mask", "_prefix_token_id", b"_prefix_token_id", "_receipt", b"_receipt", "_tail_beyond_extra", b"_tail_beyond_extra", "extra_logprobs", b"extra_logprobs", "mask", b"mask", "prefix_token_id", b"prefix_token_id", "prompt_tokens", b"prompt_tokens", "receipt", b"receipt", "tail", b"tail", "tail_beyond_extra", b"tail_beyond_extra", "top_ids", b"top_ids", "top_logprobs", b"top_logprobs", "top_pieces", b"top_pieces", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mask: _TypeAlias = _typing.Literal["mask"]  # noqa: Y015
+    _WhichOneofArgType__mask: _TypeAlias = _typing.Literal["_mask", b"_mask"]  # noqa: Y015
     _WhichOneofReturnType__prefix_token_id: _TypeAlias = _typing.Literal["prefix_token_id"]  # noqa: Y015
     _WhichOneofArgType__prefix_token_id: _TypeAlias = _typing.Literal["_prefix_token_id", b"_prefix_token_id"]  # noqa: Y015
+    _WhichOneofReturnType__receipt: _TypeAlias = _typing.Literal["receipt"]  # noqa: Y015
+    _WhichOneofArgType__receipt: _TypeAlias = _typing.Literal["_receipt", b"_receipt"]  # noqa: Y015
     _WhichOneofReturnType__tail_beyond_extra: _TypeAlias = _typing.Literal["tail_beyond_extra"]  # noqa: Y015
     _WhichOneofArgType__tail_beyond_extra: _TypeAlias = _typing.Literal["_tail_beyond_extra", b"_tail_beyond_extra"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mask) -> _WhichOneofReturnType__mask | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prefix_token_id) -> _WhichOneofReturnType__prefix_token_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__receipt) -> _WhichOneofReturnType__receipt | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tail_beyond_extra) -> _WhichOneofReturnType__tail_beyond_extra | None: ...
 
@@ -1444,14 +1501,11 @@ class MaskedForwardRequest(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     KL_BASE_MASKED_FIELD_NUMBER: _builtins.int
     KL_MASKED_BASE_FIELD_NUMBER: _builtins.int
-    ALLOW_LEAK_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     top_k: _builtins.int
     kl_base_masked: _builtins.bool
     """Columns of KL against the unmasked base run, computed over the full vocabulary in the same call."""
     kl_masked_base: _builtins.bool
-    allow_leak: _builtins.bool
-    """Answer rows that see the token they predict instead of failing with LEAK."""
     @_builtins.property
     def input(self) -> _token_pb2.Input:
         """One sequence. It must fit one window (MASK_NEEDS_ONE_WINDOW)."""
@@ -1487,12 +1541,11 @@ class MaskedForwardRequest(_message.Message):
         top_k: _builtins.int = ...,
         kl_base_masked: _builtins.bool = ...,
         kl_masked_base: _builtins.bool = ...,
-        allow_leak: _builtins.bool = ...,
         execution: Global___ExecutionOptions | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_execution", b"_execution", "_prefix", b"_prefix", "execution", b"execution", "input", b"input", "prefix", b"prefix"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_execution", b"_execution", "_prefix", b"_prefix", "allow_leak", b"allow_leak", "execution", b"execution", "input", b"input", "kl_base_masked", b"kl_base_masked", "kl_masked_base", b"kl_masked_base", "prefix", b"prefix", "reads", b"reads", "segments", b"segments", "top_k", b"top_k", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_execution", b"_execution", "_prefix", b"_prefix", "execution", b"execution", "input", b"input", "kl_base_masked", b"kl_base_masked", "kl_masked_base", b"kl_masked_base", "prefix", b"prefix", "reads", b"reads", "segments", b"segments", "top_k", b"top_k", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__execution: _TypeAlias = _typing.Literal["execution"]  # noqa: Y015
     _WhichOneofArgType__execution: _TypeAlias = _typing.Literal["_execution", b"_execution"]  # noqa: Y015

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +12,12 @@ from dualtrace.problems import Internal, Problem, Reason
 from dualtrace.questions.answers import (
     AnswerHeader,
     AnswerSummary,
+    Applied,
     ItemDone,
     ItemHeader,
     ItemProblem,
+    MaskAnswer,
+    MaskExplanation,
     NextTokenAnswer,
     NextTokenResult,
     NextTokens,
@@ -31,6 +35,7 @@ from dualtrace.questions.answers import (
 from dualtrace.tokens import Tokens
 from dualtrace.v1 import scoring_pb2 as pb
 from dualtrace.wire import problem as problem_wire
+from dualtrace.wire.mask import metadata_from_pb, metadata_to_pb, receipt_from_pb, receipt_to_pb
 from dualtrace.wire.model import execution_from_pb, execution_to_pb, provenance_from_pb, provenance_to_pb
 from dualtrace.wire.token import tokens_from_pb, tokens_to_pb
 
@@ -76,6 +81,10 @@ def _header_to_pb(header: AnswerHeader) -> pb.AnswerHeader:
         columns.append(pb.COLUMN_CHAR_OFFSETS)
     if header.top_k:
         columns.append(pb.COLUMN_TOP)
+    if header.kl_base_masked:
+        columns.append(pb.COLUMN_KL_BASE_MASKED)
+    if header.kl_masked_base:
+        columns.append(pb.COLUMN_KL_MASKED_BASE)
     return pb.AnswerHeader(
         provenance=provenance_to_pb(header.provenance),
         items=[_item_header_to_pb(item) for item in header.items],
@@ -95,6 +104,8 @@ def _header_from_pb(message: pb.AnswerHeader) -> AnswerHeader:
         streams=message.streams,
         has_pieces=pb.COLUMN_PIECES in message.columns,
         has_offsets=pb.COLUMN_CHAR_OFFSETS in message.columns,
+        kl_base_masked=pb.COLUMN_KL_BASE_MASKED in message.columns,
+        kl_masked_base=pb.COLUMN_KL_MASKED_BASE in message.columns,
     )
 
 
@@ -144,15 +155,15 @@ def _chunk_to_pb(chunk: TokenChunk) -> pb.TokenChunk:
         ties=chunk.ties.tolist(),
         top_ids=() if chunk.top_ids is None else chunk.top_ids.ravel().tolist(),
         top_logprobs=() if chunk.top_logprobs is None else chunk.top_logprobs.ravel().tolist(),
+        kl_base_masked=() if chunk.kl_base_masked is None else chunk.kl_base_masked.tolist(),
+        kl_masked_base=() if chunk.kl_masked_base is None else chunk.kl_masked_base.tolist(),
     )
 
 
 def _chunk_from_pb(message: pb.TokenChunk) -> TokenChunk:
     count = len(message.ids)
-    for name in ("logprobs", "ranks", "ties"):
-        if len(getattr(message, name)) != count:
-            raise Internal(Reason.BUG, f"the other end sent a token chunk whose {name} column has another length")
-    has_offsets = len(message.char_starts) == count and len(message.char_ends) == count
+    _check_columns(message, count)
+    has_offsets = bool(message.char_starts)
     tokens = Tokens(
         _ints(message.ids),
         tuple(message.pieces),
@@ -166,7 +177,25 @@ def _chunk_from_pb(message: pb.TokenChunk) -> TokenChunk:
     return TokenChunk(
         message.item, message.variant, message.first_index, tokens, _floats(message.logprobs),
         _ints(message.ranks), _ints(message.ties), top_ids, top_logprobs,
+        _floats(message.kl_base_masked) if message.kl_base_masked else None,
+        _floats(message.kl_masked_base) if message.kl_masked_base else None,
     )  # fmt: skip
+
+
+OPTIONAL_COLUMNS = ("pieces", "char_starts", "char_ends", "kl_base_masked", "kl_masked_base")
+
+
+def _check_columns(message: pb.TokenChunk, count: int) -> None:
+    """Columns of one length each, or the chunk says nothing that can be trusted."""
+    wrong = [name for name in ("logprobs", "ranks", "ties") if len(getattr(message, name)) != count]
+    wrong += [n for n in OPTIONAL_COLUMNS if len(getattr(message, n)) not in (0, count)]
+    entries = len(message.top_ids)
+    if len(message.char_starts) != len(message.char_ends):
+        wrong.append("char_ends")
+    if len(message.top_logprobs) != entries or (entries % count if count else entries):
+        wrong.append("top_logprobs")
+    if wrong:
+        raise Internal(Reason.BUG, f"the other end sent a token chunk whose {wrong[0]} column has another length")
 
 
 def _done_to_pb(done: ItemDone) -> pb.ItemDone:
@@ -178,6 +207,9 @@ def _done_to_pb(done: ItemDone) -> pb.ItemDone:
         mean_logprob=done.mean_logprob,
         perplexity=done.perplexity,
         is_greedy=done.is_greedy,
+        document_starts=done.document_starts,
+        delta_modules=done.delta_modules,
+        **_applied_to_pb(done.applied),
     )
 
 
@@ -190,7 +222,22 @@ def _done_from_pb(message: pb.ItemDone) -> ItemDone:
         mean_logprob=message.mean_logprob if message.HasField("mean_logprob") else None,
         perplexity=message.perplexity if message.HasField("perplexity") else None,
         is_greedy=message.is_greedy if message.HasField("is_greedy") else None,
+        applied=_applied_from_pb(message),
+        document_starts=tuple(message.document_starts),
+        delta_modules=tuple(message.delta_modules),
     )
+
+
+def _applied_to_pb(applied: Applied | None) -> dict[str, Any]:
+    if applied is None:
+        return {}
+    return {"receipt": receipt_to_pb(applied.receipt), "mask": metadata_to_pb(applied.metadata)}
+
+
+def _applied_from_pb(message: pb.ItemDone | pb.ScoreResult | pb.NextTokens) -> Applied | None:
+    if not (message.HasField("receipt") and message.HasField("mask")):
+        return None
+    return Applied(metadata_from_pb(message.mask), receipt_from_pb(message.receipt))
 
 
 def _usage_to_pb(usage: Usage) -> pb.Usage:
@@ -222,6 +269,9 @@ def _tail_to_pb(tail: Tail) -> pb.Tail:
 
 def _tail_from_pb(message: pb.Tail) -> Tail:
     logprob = message.tail_logprob if message.HasField("tail_logprob") else None
+    if message.state == pb.TAIL_STATE_UNSPECIFIED or message.state not in pb.TailState.values():
+        text = f"the other end sent tail state {message.state}; a tail without a known state says nothing"
+        raise Internal(Reason.UNKNOWN_ENUM_VALUE, text, field="tail.state")
     return Tail(pb.TailState.Name(message.state).removeprefix("TAIL_STATE_"), logprob)
 
 
@@ -252,6 +302,7 @@ def _next_result_to_pb(result: NextTokenResult) -> pb.NextTokenDistResult:
             vocab_size=outcome.vocab_size,
             prompt_tokens=outcome.prompt_tokens,
             prefix_token_id=outcome.prefix_token_id,
+            **_applied_to_pb(outcome.applied),
         )
     )
     return message
@@ -282,6 +333,7 @@ def _next_outcome_from_pb(result: pb.NextTokenDistResult) -> NextTokens | Proble
         vocab_size=following.vocab_size,
         prompt_tokens=following.prompt_tokens,
         prefix_token_id=following.prefix_token_id if following.HasField("prefix_token_id") else None,
+        applied=_applied_from_pb(following),
     )
 
 
@@ -295,6 +347,7 @@ def score_to_pb(answer: ScoreAnswer) -> pb.ScoreResponse:
                 label_logprobs=result.label_logprobs,
                 prompt_tokens=result.prompt_tokens,
                 problem=None if result.problem is None else problem_wire.to_pb(result.problem),
+                **_applied_to_pb(result.applied),
             )
             for result in answer.results
         ],
@@ -314,6 +367,7 @@ def score_from_pb(message: pb.ScoreResponse) -> ScoreAnswer:
                 scores=tuple(result.scores),
                 label_logprobs=tuple(result.label_logprobs),
                 problem=problem_wire.from_pb(result.problem) if result.HasField("problem") else None,
+                applied=_applied_from_pb(result),
             )
             for result in message.results
         ),
@@ -359,6 +413,34 @@ def preflight_from_pb(message: pb.PreflightResponse) -> PreflightAnswer:
             PreflightResult(r.ok, problem_wire.from_pb(r.problem) if r.HasField("problem") else None)
             for r in message.results
         )
+    )
+
+
+def explanation_to_pb(explained: MaskExplanation) -> pb.ExplainMaskResponse:
+    rows = explained.rows or ()
+    return pb.ExplainMaskResponse(
+        metadata=metadata_to_pb(explained.metadata),
+        tokens=tokens_to_pb(explained.tokens),
+        leaking_rows=explained.leaking_rows,
+        empty_rows=explained.empty_rows,
+        rows=[pb.MaskRow(starts=[run[0] for run in row], ends=[run[1] for run in row]) for row in rows],
+        npy=explained.npy,
+        png=explained.png,
+        answers=[pb.MaskAnswer(may_see=answer.may_see, rule=answer.rule) for answer in explained.answers],
+    )
+
+
+def explanation_from_pb(message: pb.ExplainMaskResponse) -> MaskExplanation:
+    rows = tuple(tuple(zip(row.starts, row.ends, strict=True)) for row in message.rows)
+    return MaskExplanation(
+        metadata=metadata_from_pb(message.metadata),
+        tokens=tokens_from_pb(message.tokens),
+        leaking_rows=tuple(message.leaking_rows),
+        empty_rows=message.empty_rows,
+        rows=rows or None,
+        npy=message.npy if message.HasField("npy") else None,
+        png=message.png if message.HasField("png") else None,
+        answers=tuple(MaskAnswer(answer.may_see, answer.rule) for answer in message.answers),
     )
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dualtrace.problems import InvalidArgument, Problem, Reason, Unsupported
+from dualtrace.masks.packing import Convention
+from dualtrace.masks.spec import SegmentName
+from dualtrace.problems import InvalidArgument, Reason
 from dualtrace.questions.asked import (
     PLAIN,
+    ExplainMaskQuestion,
     LogprobItem,
     LogprobQuestion,
+    MaskedForwardQuestion,
+    MaskForm,
+    MaskWhy,
     NextTokenQuestion,
     PreflightQuestion,
     RollingQuestion,
@@ -19,7 +25,9 @@ from dualtrace.questions.asked import (
 )
 from dualtrace.tokens import Prefix
 from dualtrace.v1 import scoring_pb2 as pb
-from dualtrace.v1 import view_pb2
+from dualtrace.v1.token_pb2 import TokenRange
+from dualtrace.views import BASE
+from dualtrace.wire.mask import mask_from_pb, mask_to_pb, segment_from_pb, segment_to_pb, span_from_pb, span_to_pb
 from dualtrace.wire.strict import refuse_unknown
 from dualtrace.wire.token import (
     boundary_from_pb,
@@ -29,26 +37,26 @@ from dualtrace.wire.token import (
     prefix_from_pb,
     prefix_to_pb,
 )
+from dualtrace.wire.view import view_from_pb, view_to_pb
 
 
 def variants_from_pb(messages: Sequence[pb.Variant]) -> tuple[Variant, ...]:
-    """No variants means one, plain. Masks and views are refused by name until an engine serves them."""
+    """No variants means one, plain."""
+    variants = []
     for index, message in enumerate(messages):
-        if message.HasField("mask"):
-            text = "this version serves the causal mask only; leave the mask out"
-            raise Unsupported(Reason.UNSUPPORTED_MASK, text, field=f"variants[{index}].mask")
-        if message.HasField("view"):
-            _check_base_view(message.view, f"variants[{index}].view")
-    return (Variant(),) * len(messages) or PLAIN
+        field = f"variants[{index}]"
+        view = view_from_pb(message.view, f"{field}.view") if message.HasField("view") else BASE
+        mask = mask_from_pb(message.mask, f"{field}.mask") if message.HasField("mask") else None
+        variants.append(Variant(view, mask, message.allow_leak))
+    return tuple(variants) or PLAIN
 
 
-def _check_base_view(view: view_pb2.View, field: str) -> None:
-    if view.WhichOneof("face") is None:
-        text = "the view names no face; leave it out for base"
-        raise InvalidArgument(Reason.MISSING, text, field=field)
-    if view.WhichOneof("face") != "base":
-        text = f"view {view.WhichOneof('face')} asked; this version serves the base view only"
-        raise Unsupported(Reason.UNSUPPORTED_VIEW, text, field=field)
+def _variant_to_pb(variant: Variant) -> pb.Variant:
+    return pb.Variant(
+        view=None if variant.view == BASE else view_to_pb(variant.view),
+        mask=None if variant.mask is None else mask_to_pb(variant.mask),
+        allow_leak=variant.allow_leak,
+    )
 
 
 def _prefix(message: Any) -> Prefix:
@@ -140,7 +148,6 @@ def next_token_to_pb(question: NextTokenQuestion) -> pb.NextTokenDistRequest:
 def score_from_pb(message: pb.ScoreRequest) -> ScoreQuestion:
     refuse_unknown(message)
     _need(message, "query", "query")
-    _refuse_packing(message)
     labels = item_labels = None
     match message.WhichOneof("labels"):
         case "label_token_ids":
@@ -155,21 +162,17 @@ def score_from_pb(message: pb.ScoreRequest) -> ScoreQuestion:
         apply_softmax=message.apply_softmax,
         temperature=message.temperature if message.HasField("temperature") else None,
         item_first=message.item_first,
+        packing=_packing_from_pb(message),
+        delimiter_token_id=message.delimiter_token_id if message.HasField("delimiter_token_id") else None,
         variants=variants_from_pb(message.variants),
         deterministic=message.execution.deterministic,
     )
 
 
-def _refuse_packing(message: pb.ScoreRequest) -> None:
-    if message.HasField("packing") and message.item_first:
-        text = "packing puts the query first; it excludes item_first"
-        raise InvalidArgument(Reason.CONFLICT, text, field="item_first")
-    if message.HasField("packing"):
-        text = "this version scores each item as its own sequence; leave packing out"
-        raise Unsupported(Reason.NOT_IMPLEMENTED, text, field="packing")
-    if message.HasField("delimiter_token_id"):
-        text = "a delimiter belongs to packing; leave it out"
-        raise InvalidArgument(Reason.CONFLICT, text, field="delimiter_token_id")
+def _packing_from_pb(message: pb.ScoreRequest) -> Convention | None:
+    if not message.HasField("packing"):
+        return None
+    return Convention[pb.Packing.Name(message.packing).removeprefix("PACKING_")]
 
 
 def score_to_pb(question: ScoreQuestion) -> pb.ScoreRequest:
@@ -179,6 +182,8 @@ def score_to_pb(question: ScoreQuestion) -> pb.ScoreRequest:
         apply_softmax=question.apply_softmax,
         temperature=question.temperature,
         item_first=question.item_first,
+        packing=None if question.packing is None else pb.Packing.Value(f"PACKING_{question.packing.name}"),
+        delimiter_token_id=question.delimiter_token_id,
         **_shared_to_pb(question.variants, question.deterministic),
     )
     if question.labels is not None:
@@ -205,20 +210,93 @@ def tokenize_to_pb(question: TokenizeQuestion) -> pb.TokenizeRequest:
 
 def preflight_from_pb(message: pb.PreflightRequest) -> PreflightQuestion:
     refuse_unknown(message)
-    for index, view in enumerate(message.views):
-        try:
-            _check_base_view(view, f"views[{index}]")
-        except Problem as problem:
-            raise problem.at(item=index) from None
-    return PreflightQuestion(max(1, len(message.views)))
+    views = tuple(view_from_pb(view, f"views[{index}]") for index, view in enumerate(message.views))
+    return PreflightQuestion(views or (BASE,))
 
 
 def preflight_to_pb(question: PreflightQuestion) -> pb.PreflightRequest:
-    return pb.PreflightRequest(views=[view_pb2.View(base=view_pb2.BaseView())] * question.views)
+    return pb.PreflightRequest(views=[view_to_pb(view) for view in question.views])
+
+
+def masked_forward_from_pb(message: pb.MaskedForwardRequest) -> MaskedForwardQuestion:
+    refuse_unknown(message)
+    _need(message, "input", "input")
+    if not message.variants:
+        raise InvalidArgument(Reason.EMPTY, "no variants; at least one mask or view is needed", field="variants")
+    return MaskedForwardQuestion(
+        input=input_from_pb(message.input, "input"),
+        variants=variants_from_pb(message.variants),
+        segments=_segments_from_pb(message.segments),
+        reads=tuple(span_from_pb(span, f"reads[{index}]") for index, span in enumerate(message.reads)),
+        prefix=_prefix(message),
+        top_k=message.top_k,
+        kl_base_masked=message.kl_base_masked,
+        kl_masked_base=message.kl_masked_base,
+        deterministic=message.execution.deterministic,
+    )
+
+
+def masked_forward_to_pb(question: MaskedForwardQuestion) -> pb.MaskedForwardRequest:
+    return pb.MaskedForwardRequest(
+        input=input_to_pb(question.input),
+        segments=_segments_to_pb(question.segments),
+        reads=[span_to_pb(span) for span in question.reads],
+        variants=[_variant_to_pb(variant) for variant in question.variants],
+        prefix=prefix_to_pb(question.prefix),
+        top_k=question.top_k,
+        kl_base_masked=question.kl_base_masked,
+        kl_masked_base=question.kl_masked_base,
+        execution=pb.ExecutionOptions(deterministic=True) if question.deterministic else None,
+    )
+
+
+def explain_from_pb(message: pb.ExplainMaskRequest) -> ExplainMaskQuestion:
+    refuse_unknown(message)
+    _need(message, "input", "input")
+    _need(message, "mask", "mask")
+    return ExplainMaskQuestion(
+        input=input_from_pb(message.input, "input"),
+        mask=mask_from_pb(message.mask, "mask"),
+        segments=_segments_from_pb(message.segments),
+        prefix=_prefix(message),
+        layer=message.layer if message.HasField("layer") else None,
+        head=message.head if message.HasField("head") else None,
+        forms=tuple(MaskForm[pb.MaskForm.Name(form).removeprefix("MASK_FORM_")] for form in message.forms),
+        allow_large=message.allow_large,
+        why=tuple(MaskWhy(why.layer, why.head, why.query, why.key) for why in message.why),
+    )
+
+
+def explain_to_pb(question: ExplainMaskQuestion) -> pb.ExplainMaskRequest:
+    return pb.ExplainMaskRequest(
+        input=input_to_pb(question.input),
+        segments=_segments_to_pb(question.segments),
+        mask=mask_to_pb(question.mask),
+        prefix=prefix_to_pb(question.prefix),
+        layer=question.layer,
+        head=question.head,
+        forms=[pb.MaskForm.Value(f"MASK_FORM_{form.name}") for form in question.forms],
+        allow_large=question.allow_large,
+        why=[pb.MaskQuestion(layer=w.layer, head=w.head, query=w.query, key=w.key) for w in question.why],
+    )
+
+
+def _segments_from_pb(messages: Sequence[pb.NamedSegment]) -> tuple[tuple[SegmentName, tuple[int, int]], ...]:
+    for index, message in enumerate(messages):
+        if not message.name:
+            raise InvalidArgument(Reason.MISSING, "the segment has no name", field=f"segments[{index}].name")
+    return tuple((segment_from_pb(m.name), (m.tokens.start, m.tokens.end)) for m in messages)
+
+
+def _segments_to_pb(segments: tuple[tuple[SegmentName, tuple[int, int]], ...]) -> list[pb.NamedSegment]:
+    return [
+        pb.NamedSegment(name=segment_to_pb(name), tokens=TokenRange(start=start, end=end))
+        for name, (start, end) in segments
+    ]
 
 
 def _shared_to_pb(variants: tuple[Variant, ...], deterministic: bool) -> dict[str, Any]:
     return {
-        "variants": [] if variants == PLAIN else [pb.Variant()] * len(variants),
+        "variants": [] if variants == PLAIN else [_variant_to_pb(variant) for variant in variants],
         "execution": pb.ExecutionOptions(deterministic=True) if deterministic else None,
     }

@@ -15,6 +15,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from dualtrace.problems import InvalidArgument, Reason
 
 MAX_DEPTH = 64
+MAX_ENTRIES = 16_384
+"""Messages in one repeated field: above every limit of the service, and few enough to be looked through at once."""
 
 
 class Undecodable:
@@ -62,6 +64,10 @@ def _children(value: object, field: FieldDescriptor, path: str) -> Iterable[tupl
     if not field.is_repeated:
         assert isinstance(value, Message)
         return [(path, value)]
+    count = len(value)  # type: ignore[arg-type]
+    if count > MAX_ENTRIES:
+        text = f"{count} entries of {field.name} asked; at most {MAX_ENTRIES} are looked at; split the request"
+        raise InvalidArgument(Reason.TOO_MANY, text, field=path, allowed=f"0-{MAX_ENTRIES}")
     return [(f"{path}[{index}]", child) for index, child in enumerate(value)]  # type: ignore[arg-type, var-annotated]
 
 
