@@ -66,15 +66,15 @@ def rows_of_item(item: WholeItem, variants: Sequence[Variant], context: Context)
         try:
             found.rows.append(plan_row(item, sequence, number, variant, context))
         except Problem as problem:
-            under = f"variants[{number}].mask"
-            found.refused.append(Refused(item.index, number, problem.at(item=item.index, under=under)))
+            refused = problem.at(item=item.index, under=f"variants[{number}]")
+            found.refused.append(Refused(item.index, number, refused))
     return found
 
 
 def plan_row(item: WholeItem, sequence: sights.Sequence, number: int, variant: Variant, context: Context) -> PlannedRow:
     sight = sights.see(variant, sequence, context)
     if sight.plan is not None:
-        check_one_window(int(sequence.ids.size), context.limits, "")
+        check_one_window(int(sequence.ids.size), context.limits, "mask")
     offset = 1 - item.front  # row r predicts token r + 1 - front
     rows = readable_rows(sight, item.tokens_read - offset, offset, allow_leak=variant.allow_leak)
     row = _row(sequence.ids, sight, rows, item.top_k)

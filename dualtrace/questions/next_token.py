@@ -78,7 +78,7 @@ def plan_next_token(question: NextTokenQuestion, context: Context) -> NextTokenP
             try:
                 sight = see(question.variants[variant], prompt.sequence, context)
             except Problem as problem:
-                refused = problem.at(item=index, under=f"variants[{variant}].mask")
+                refused = problem.at(item=index, under=f"variants[{variant}]")
                 places.append(_Place(index, variant, problem=refused))
                 continue
             places.append(_Place(index, variant, row=len(rows)))

@@ -78,7 +78,7 @@ def _plan_items(
             try:
                 sight = sights.see(question.variants[variant], sequence, context)
             except Problem as problem:
-                refused = problem.at(item=index, under=f"variants[{variant}].mask")
+                refused = problem.at(item=index, under=f"variants[{variant}]")
                 places.append(ScorePlace(index, variant, length, problem=refused))
                 continue
             places.append(ScorePlace(index, variant, length, len(rows), length - 1))

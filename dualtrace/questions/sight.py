@@ -16,7 +16,7 @@ from dualtrace.masks.plan import MaskPlan, compile_mask
 from dualtrace.masks.receipt import Counts, check
 from dualtrace.masks.resolve import MaskContext, resolve
 from dualtrace.masks.spec import MaskSpec, SegmentName
-from dualtrace.problems import Internal, NotFound, Reason, Unsupported
+from dualtrace.problems import Internal, NotFound, Problem, Reason, Unsupported
 from dualtrace.questions.answers import Applied, MaskMetadata, MaskReceipt
 from dualtrace.questions.asked import Variant
 from dualtrace.questions.compose import Context
@@ -75,7 +75,10 @@ def see(variant: Variant, sequence: Sequence, context: Context, *, positions: In
         segments=sequence.segments,
         positions=positions,
     )
-    plan = compile_mask(resolve(variant.mask, mask_context, context.fetch_array))
+    try:
+        plan = compile_mask(resolve(variant.mask, mask_context, context.fetch_array))
+    except Problem as problem:
+        raise problem.at(under="mask") from None
     reset = plan.positions()
     starts = tuple(entry.token for entry in plan.unscored())
     return Sight(variant.view, plan, counted if reset is None else reset, starts)
