@@ -164,8 +164,12 @@ async def test_masks_views_and_packing_are_refused_by_name_and_never_ignored() -
         ),
         (
             "Score",
-            scoring_pb2.ScoreRequest(query=text, packing=scoring_pb2.PACKING_MIS_HIDDEN_DELIMITER),
-            "NOT_IMPLEMENTED (packing)",
+            scoring_pb2.ScoreRequest(
+                query=text,
+                label_token_ids=token_pb2.TokenIds(ids=[1]),
+                packing=scoring_pb2.PACKING_MIS_HIDDEN_DELIMITER,
+            ),
+            "UNSUPPORTED_MASK (packing)",
         ),
     ]
     async with served(fake_scorer()) as (address, _):
