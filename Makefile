@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 
 BIN := .venv/bin
 
-.PHONY: help demo test test-all check format protos protos-baseline constraints bench clean base full
+.PHONY: help demo test test-all check format protos protos-baseline constraints map bench clean base full
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 20
@@ -50,6 +50,9 @@ protos: full ## generate dualtrace/v1 from protos/
 protos-baseline: full ## make the protos as they are what `buf breaking` compares with
 	@echo "protos-baseline: writing protos/baseline.binpb; commit it and say why"
 	@$(BIN)/buf build protos --exclude-source-info -o protos/baseline.binpb
+
+map: base ## refresh the map in README.md
+	@$(BIN)/python scripts/readme_map.py
 
 constraints: full ## pin the newest versions that install together
 	@scripts/pin.sh

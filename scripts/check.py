@@ -55,6 +55,7 @@ STEPS = (
     ),
     Step("protos: generated code is fresh", script("generate_protos", "--check"), "make protos"),
     Step("every command has help and is documented", script("check_docs"), "help texts in dualtrace/cli, docs/cli.md"),
+    Step("the map in README.md is that of the tree", script("readme_map", "--check"), "make map"),
     Step("files and functions are small", script("check_sizes"), "split what is named"),
 )
 
