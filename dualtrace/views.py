@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 
 from dualtrace.problems import InvalidArgument, Reason
@@ -37,11 +37,18 @@ class Noise:
     def __post_init__(self) -> None:
         low, high = SEED_RANGE
         if not low <= self.seed <= high:
-            raise InvalidArgument(Reason.OUT_OF_RANGE, f"seed {self.seed} asked; it must fit 64 bits", field="null.seed")
+            raise InvalidArgument(
+                Reason.OUT_OF_RANGE, f"seed {self.seed} asked; it must fit 64 bits", field="null.seed"
+            )
         for name in ("init_scale", "rank_scale"):
             value = getattr(self, name)
             if not math.isfinite(value):
-                raise InvalidArgument(Reason.NOT_FINITE, f"{name} {value} asked; it must be finite", field=f"null.{name}")
+                raise InvalidArgument(
+                    Reason.NOT_FINITE, f"{name} {value} asked; it must be finite", field=f"null.{name}"
+                )
+        if self.init_scale < 0:
+            message = f"init_scale {self.init_scale} asked; a standard deviation is 0 or more"
+            raise InvalidArgument(Reason.OUT_OF_RANGE, message, field="null.init_scale", allowed=">= 0")
         if self.rank_scale <= 0:
             message = f"rank_scale {self.rank_scale} asked; it must be above 0"
             raise InvalidArgument(Reason.OUT_OF_RANGE, message, field="null.rank_scale", allowed="> 0")
@@ -57,6 +64,15 @@ class View:
     noise: Noise | None = None  # only for null
 
     def __post_init__(self) -> None:
+        if (self.face is Face.NULL) != (self.noise is not None):
+            message = "a null view needs its noise, and no other view has any"
+            raise InvalidArgument(Reason.CONFLICT, message, field="null")
+        if self.face is Face.BASE and self.adapter:
+            message = f"a base view has no adapter, and {self.adapter!r} was given"
+            raise InvalidArgument(Reason.CONFLICT, message, field="adapter")
+        if self.face is not Face.SCALED and self.strength != 1.0:
+            message = f"lambda {self.strength} asked of a {self.face} view; only scaled views have one"
+            raise InvalidArgument(Reason.CONFLICT, message, field="scaled.lambda_value")
         if self.face is not Face.BASE and not self.adapter:
             raise InvalidArgument(Reason.MISSING, f"a {self.face} view needs the name of an adapter", field="adapter")
         if not math.isfinite(self.strength):
@@ -73,7 +89,10 @@ class View:
         """Equal keys give equal numbers on one engine; all plain views are one."""
         if self.is_plain:
             return "base"
-        canonical = json.dumps(asdict(self) | {"face": "delta"} if self.noise is None else asdict(self), sort_keys=True)
+        noise = self.noise
+        drawn = None if noise is None else [noise.seed, float(noise.init_scale), float(noise.rank_scale)]
+        faithful = noise is not None and noise.variance_faithful
+        canonical = json.dumps([self.adapter, float(self.strength), drawn, faithful])
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def __str__(self) -> str:

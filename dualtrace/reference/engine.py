@@ -6,11 +6,13 @@ It knows batches, reads and the two decoders. It must not know text, the wire, o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from ..adapters import AdapterShelf
 from ..checkpoint import Checkpoint, open_checkpoint, weights_digest
 from ..engine import (
     Batch,
@@ -27,13 +29,16 @@ from ..engine import (
     Shape,
     Step,
 )
+from ..masks.receipt import Counts
 from ..models.cache import cache_directory
 from ..problems import Exhausted, FailedPrecondition, InvalidArgument, Reason, Unsupported
-from .attention import MaskProvider, causal_mask
+from .attention import CausalMask, Mask
+from .deltas import AdaptedProject
 from .gpt2 import Gpt2Config, load_gpt2
 from .llama import LlamaConfig, load_llama
+from .masking import PlannedMask, check_plan
 from .readout import assemble, check_read, read_blocks, read_logits
-from .weights import Project, project
+from .weights import Linear, Project, project
 
 
 class Decoder(Protocol):
@@ -42,7 +47,10 @@ class Decoder(Protocol):
     @property
     def config(self) -> LlamaConfig | Gpt2Config: ...
 
-    def hidden(self, ids: IntArray, positions: IntArray, mask: MaskProvider, project: Project) -> FloatArray: ...
+    @property
+    def linears(self) -> tuple[Linear, ...]: ...
+
+    def hidden(self, ids: IntArray, positions: IntArray, mask: Mask, project: Project) -> FloatArray: ...
 
     def logits(self, hidden: FloatArray) -> FloatArray: ...
 
@@ -50,13 +58,23 @@ class Decoder(Protocol):
 FAMILIES: dict[str, Callable[[Checkpoint], Decoder]] = {"llama": load_llama, "gpt2": load_gpt2}
 
 
-class ReferenceEngine:
-    """`Engine` in float64 numpy. One segment that is read gives one step."""
+@dataclass(frozen=True)
+class Pass:
+    """One segment, run as the plain row that it stands for."""
 
-    def __init__(self, decoder: Decoder, card: ModelCard, threads: int) -> None:
+    hidden: FloatArray  # [T, hidden size]
+    counts: Counts | None  # of the segment's own rows; None without a mask
+    delta_modules: tuple[str, ...] | None  # None for plain views
+
+
+class ReferenceEngine:
+    """`Engine` in float64 numpy. One segment that is read, or whose mask is counted, gives one step."""
+
+    def __init__(self, decoder: Decoder, card: ModelCard, threads: int, shelf: AdapterShelf) -> None:
         self._decoder: Decoder | None = decoder
         self._card = card
         self._threads = threads
+        self._shelf = shelf
         self._pools = ThreadpoolController()
 
     @property
@@ -67,34 +85,69 @@ class ReferenceEngine:
         """Nothing is compiled here."""
 
     def forward(self, batch: Batch, reads: Reads, live: Live) -> Iterator[Step]:
-        if len(reads) != len(batch.segments):
-            raise InvalidArgument(
-                Reason.CONFLICT, f"{len(reads)} reads for {len(batch.segments)} segments; one for each is needed."
-            )
+        check_batch(batch, reads)
+        kept: dict[int, FloatArray] = {}  # hidden states of segments that a later one is measured against
         for index, read in enumerate(reads):
-            if read.rows.size and live(index):
-                yield (self._answer(batch, index, read),)
+            if (read.rows.size or batch.segments[index].mask is not None) and live(index):
+                yield (self._answer(batch, index, read, kept),)
+            waited_for = {later.against for later in reads[index + 1 :]}
+            kept = {base: hidden for base, hidden in kept.items() if base in waited_for}
 
     def close(self) -> None:
         self._decoder = None
 
-    def _answer(self, batch: Batch, index: int, read: Read) -> Readout:
-        if self._decoder is None:
-            raise FailedPrecondition(Reason.NOT_READY, "the reference engine is closed; load it again.")
-        ids, positions = batch.expand(index)
-        check_row(self._card, ids, positions)
-        check_rows_read(read, ids.size)
+    def _answer(self, batch: Batch, index: int, read: Read, kept: dict[int, FloatArray]) -> Readout:
+        decoder, tokens = self._open_decoder(), self._expand(batch, index)[0].size
+        check_rows_read(read, tokens)
         check_read(read, self._card.vocab_size)
         try:
             # limits and error states are per call: held across a yield they would leak into the caller's own work
             with self._pools.limit(limits=self._threads, user_api="blas"), np.errstate(all="ignore"):
-                hidden = self._decoder.hidden(ids, positions, causal_mask(ids.size), project)
-                blocks = [read_logits(self._decoder.logits(hidden[block.rows]), block) for block in read_blocks(read)]
+                base = read.against
+                if base is not None and base not in kept:  # nobody read it, so it did not run yet
+                    kept[base] = self._run(batch, base).hidden
+                run = self._run(batch, index)
+                blocks = [
+                    read_logits(
+                        decoder.logits(run.hidden[block.rows]),
+                        block,
+                        None if base is None else decoder.logits(kept[base][block.rows]),
+                    )
+                    for block in read_blocks(read)
+                ]
         except MemoryError as error:
             raise Exhausted(
-                Reason.OUT_OF_MEMORY, f"no memory for {ids.size} tokens in the reference engine; send a shorter text."
+                Reason.OUT_OF_MEMORY, f"no memory for {tokens} tokens in the reference engine; send a shorter text."
             ) from error
-        return assemble(index, 0, ids.size, read, blocks, computed_tokens=ids.size)
+        kept[index] = run.hidden
+        readout = assemble(index, 0, tokens, read, blocks, computed_tokens=tokens)
+        return replace(readout, counts=run.counts, delta_modules=run.delta_modules)
+
+    def _run(self, batch: Batch, index: int) -> Pass:
+        segment = batch.segments[index]
+        ids, positions = self._expand(batch, index)
+        mask: PlannedMask | CausalMask = CausalMask(ids.size)
+        if segment.mask is not None:
+            check_plan(segment.mask, self._card, positions)
+            mask = PlannedMask(segment.mask, ids.size, own=ids.size - segment.ids.size)
+        delta = self._shelf.delta(segment.view)
+        adapted = None if delta is None else AdaptedProject(delta)
+        hidden = self._open_decoder().hidden(ids, positions, mask, project if adapted is None else adapted)
+        return Pass(
+            hidden,
+            mask.counts() if isinstance(mask, PlannedMask) else None,
+            None if adapted is None else adapted.modules(),
+        )
+
+    def _expand(self, batch: Batch, index: int) -> tuple[IntArray, IntArray]:
+        ids, positions = batch.expand(index)
+        check_row(self._card, ids, positions)
+        return ids, positions
+
+    def _open_decoder(self) -> Decoder:
+        if self._decoder is None:
+            raise FailedPrecondition(Reason.NOT_READY, "the reference engine is closed; load it again.")
+        return self._decoder
 
 
 def load(settings: EngineSettings) -> ReferenceEngine:
@@ -109,9 +162,35 @@ def load(settings: EngineSettings) -> ReferenceEngine:
             allowed=", ".join(FAMILIES),
         )
     decoder = FAMILIES[family](checkpoint)
-    card = _card(settings, checkpoint, family, decoder)
+    sizes = {linear.name: (linear.weight.shape[1], linear.weight.shape[0]) for linear in decoder.linears}
+    shelf = AdapterShelf.open(settings.adapters, sizes)
+    card = _card(settings, checkpoint, family, decoder, shelf)
     checkpoint.close()
-    return ReferenceEngine(decoder, card, settings.threads)
+    return ReferenceEngine(decoder, card, settings.threads, shelf)
+
+
+def check_batch(batch: Batch, reads: Reads) -> None:
+    """Refuse what contradicts itself before anything runs."""
+    segments = batch.segments
+    if len(reads) != len(segments):
+        raise InvalidArgument(Reason.CONFLICT, f"{len(reads)} reads for {len(segments)} segments; one each is needed.")
+    for index, (segment, read) in enumerate(zip(segments, reads, strict=True)):
+        if segment.parent is not None and segments[segment.parent].view.key != segment.view.key:
+            raise InvalidArgument(
+                Reason.CONFLICT, f"segment {index} has another view than its parent; shared rows have one view."
+            )
+        if read.against is None:
+            continue
+        if not 0 <= read.against < index:
+            raise InvalidArgument(
+                Reason.OUT_OF_RANGE,
+                f"segment {index} is measured against {read.against}; it must be an earlier one.",
+                allowed=f"0-{index - 1}",
+            )
+        if not np.array_equal(batch.expand(index)[0], batch.expand(read.against)[0]):
+            raise InvalidArgument(
+                Reason.CONFLICT, f"segments {index} and {read.against} have different ids; KL needs the same text."
+            )
 
 
 def check_row(card: ModelCard, ids: IntArray, positions: IntArray) -> None:
@@ -135,6 +214,8 @@ def check_row(card: ModelCard, ids: IntArray, positions: IntArray) -> None:
 
 def check_rows_read(read: Read, tokens: int) -> None:
     rows = read.rows
+    if rows.size == 0:
+        return
     if int(rows.min()) < 0 or int(rows.max()) >= tokens or bool((np.diff(rows) <= 0).any()):
         raise InvalidArgument(
             Reason.OUT_OF_RANGE, f"rows must ascend and lie in 0-{tokens - 1}.", allowed=f"0-{tokens - 1}"
@@ -161,7 +242,9 @@ def _check_settings(settings: EngineSettings) -> None:
         )
 
 
-def _card(settings: EngineSettings, checkpoint: Checkpoint, family: str, decoder: Decoder) -> ModelCard:
+def _card(
+    settings: EngineSettings, checkpoint: Checkpoint, family: str, decoder: Decoder, shelf: AdapterShelf
+) -> ModelCard:
     config = decoder.config
     provenance = ModelProvenance(
         model_id=settings.model_id or settings.model.resolve().name,
@@ -175,10 +258,11 @@ def _card(settings: EngineSettings, checkpoint: Checkpoint, family: str, decoder
         matmul_precision="float64",
         device="cpu",
         attention_implementation="dense",
+        adapter_digests=shelf.digests,
     )
     return ModelCard(
         provenance=provenance,
-        capabilities=EngineCapabilities(deterministic=True),
+        capabilities=EngineCapabilities(deterministic=True, masks=True, views=True, contrasts=True),
         vocab_size=config.vocab_size,
         max_positions=config.max_positions,
         layers=config.layers,

@@ -13,7 +13,7 @@ import numpy as np
 from ..checkpoint import Checkpoint
 from ..engine import FloatArray, IntArray
 from ..problems import InvalidArgument, Reason
-from .attention import MaskProvider, attend
+from .attention import Mask, attend
 from .config import ConfigReader
 from .weights import Linear, Project, TensorTaker
 
@@ -60,18 +60,23 @@ class Gpt2Decoder:
     norm: Norm
     head: FloatArray  # [V, hidden]
 
-    def hidden(self, ids: IntArray, positions: IntArray, mask: MaskProvider, project: Project) -> FloatArray:
+    def hidden(self, ids: IntArray, positions: IntArray, mask: Mask, project: Project) -> FloatArray:
         """What the head reads at each row, [T, hidden]."""
         epsilon = self.config.epsilon
         states = self.embedding[ids] + self.places[positions]
         for index, layer in enumerate(self.layers):
             joint = project(layer.joint, layer_norm(states, layer.attention_norm, epsilon))
             queries, keys, values = joint.reshape(len(ids), 3, self.config.query_heads, -1).transpose(1, 2, 0, 3)
-            mixed = attend(queries, keys, values, mask(index), self.config.scale)
+            mixed = attend(queries, keys, values, mask, index, self.config.scale)
             states = states + project(layer.output, mixed)
             inner = project(layer.up, layer_norm(states, layer.feed_norm, epsilon))
             states = states + project(layer.down, gelu_tanh(inner))
         return layer_norm(states, self.norm, epsilon)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Every layer that an adapter can reach."""
+        return tuple(linear for layer in self.layers for linear in (layer.joint, layer.output, layer.up, layer.down))
 
     def logits(self, hidden: FloatArray) -> FloatArray:
         """[R, hidden] -> [R, V]"""
@@ -91,8 +96,9 @@ def gelu_tanh(values: FloatArray) -> FloatArray:
 
 def load_gpt2(checkpoint: Checkpoint) -> Gpt2Decoder:
     config = read_gpt2_config(checkpoint.config)
-    # a checkpoint saved without its head, as the first ones were, has no prefix
-    tensors = TensorTaker(checkpoint, "" if "wte.weight" in checkpoint.tensors else "transformer.")
+    # a checkpoint saved without its head, as the first ones were, has no prefix; adapters know the model with its head
+    prefix = "" if "wte.weight" in checkpoint.tensors else "transformer."
+    tensors = TensorTaker(checkpoint, prefix, modules="transformer.")
     embedding = tensors.take("wte.weight", (config.vocab_size, config.hidden_size))
     decoder = Gpt2Decoder(
         config=config,

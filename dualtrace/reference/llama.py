@@ -12,7 +12,7 @@ import numpy as np
 from ..checkpoint import Checkpoint
 from ..engine import FloatArray, IntArray
 from ..problems import InvalidArgument, Reason
-from .attention import MaskProvider, attend
+from .attention import Mask, attend
 from .config import ConfigReader
 from .rope import read_frequencies, turn
 from .weights import Linear, Project, TensorTaker
@@ -56,7 +56,7 @@ class LlamaDecoder:
     norm: FloatArray  # [hidden]
     head: FloatArray  # [V, hidden]
 
-    def hidden(self, ids: IntArray, positions: IntArray, mask: MaskProvider, project: Project) -> FloatArray:
+    def hidden(self, ids: IntArray, positions: IntArray, mask: Mask, project: Project) -> FloatArray:
         """What the head reads at each row, [T, hidden]."""
         states = self.embedding[ids]
         for index, layer in enumerate(self.layers):
@@ -65,6 +65,15 @@ class LlamaDecoder:
             normed = rms_norm(states, layer.feed_norm, self.config.epsilon)
             states = states + project(layer.down, silu(project(layer.gate, normed)) * project(layer.up, normed))
         return rms_norm(states, self.norm, self.config.epsilon)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Every layer that an adapter can reach."""
+        return tuple(
+            linear
+            for layer in self.layers
+            for linear in (layer.query, layer.key, layer.value, layer.output, layer.gate, layer.up, layer.down)
+        )
 
     def logits(self, hidden: FloatArray) -> FloatArray:
         """[R, hidden] -> [R, V]"""
@@ -75,7 +84,7 @@ class LlamaDecoder:
         layer: LlamaLayer,
         normed: FloatArray,
         positions: IntArray,
-        mask: MaskProvider,
+        mask: Mask,
         index: int,
         project: Project,
     ) -> FloatArray:
@@ -83,7 +92,7 @@ class LlamaDecoder:
         queries = turn(_heads(project(layer.query, normed), width), positions, self.config.frequencies)
         keys = turn(_heads(project(layer.key, normed), width), positions, self.config.frequencies)
         values = _heads(project(layer.value, normed), width)
-        return project(layer.output, attend(queries, keys, values, mask(index), width**-0.5))
+        return project(layer.output, attend(queries, keys, values, mask, index, width**-0.5))
 
 
 def rms_norm(states: FloatArray, weight: FloatArray, epsilon: float) -> FloatArray:

@@ -34,6 +34,8 @@ class Columns:
     tail_logprobs: FloatArray | None  # [R]
     rest_logprobs: FloatArray | None  # [R], only where tail and extra_ids are both asked
     bad_rows: tuple[int, ...]
+    kl_from_against: FloatArray | None = None  # [R]
+    kl_to_against: FloatArray | None = None  # [R]
 
 
 def read_blocks(read: Read, rows: int = BLOCK_ROWS) -> Iterator[Read]:
@@ -62,10 +64,15 @@ def check_read(read: Read, vocab_size: int) -> None:
             )
 
 
-def read_logits(logits: FloatArray, read: Read) -> Columns:
-    """Read a block: `logits` [R, V] float64 are those of `read.rows` [R], one row each. `logits` is not changed."""
+def read_logits(logits: FloatArray, read: Read, against: FloatArray | None = None) -> Columns:
+    """Read a block: `logits` [R, V] float64 are those of `read.rows` [R], one row each. `logits` is not changed.
+
+    `against` [R, V] are the logits of the same rows of the segment that `read.against` names.
+    """
     check_read(read, logits.shape[1])
     good = np.logical_and.reduce(np.isfinite(logits), axis=1)  # [R] bool
+    if against is not None:
+        good &= np.logical_and.reduce(np.isfinite(against), axis=1)
     sound = logits if good.all() else np.where(good[:, None], logits, 0.0)
     total = log_sum_exp(sound)  # [R]
     targets = _read_targets(sound, total, read.targets)
@@ -73,6 +80,7 @@ def read_logits(logits: FloatArray, read: Read) -> Columns:
     extra = read.extra_ids
     tail, rest = _read_tails(sound, total, top_ids, extra) if read.tail and top_ids is not None else (None, None)
     top_ids = top_ids if read.top_k else None
+    divergences = (None, None) if against is None else _diverge(np.where(good[:, None], against, 0.0), sound)
     columns = Columns(
         rows=read.rows,
         logprobs=targets[0],
@@ -84,6 +92,8 @@ def read_logits(logits: FloatArray, read: Read) -> Columns:
         tail_logprobs=tail,
         rest_logprobs=rest,
         bad_rows=tuple(int(row) for row in read.rows[~good]),
+        kl_from_against=divergences[0],
+        kl_to_against=divergences[1],
     )
     return columns if good.all() else _blank(columns, ~good)
 
@@ -110,6 +120,8 @@ def assemble(
         tail_logprobs=_join([block.tail_logprobs for block in blocks]),
         rest_logprobs=_join([block.rest_logprobs for block in blocks]),
         bad_rows=tuple(row for block in blocks for row in block.bad_rows),
+        kl_from_against=_join([block.kl_from_against for block in blocks]),
+        kl_to_against=_join([block.kl_to_against for block in blocks]),
     )
 
 
@@ -162,6 +174,15 @@ def _read_tails(
     return tail, log_sum_exp(remaining) - total
 
 
+def _diverge(left: FloatArray, right: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """KL(left || right) and KL(right || left) of each row of logits, over the whole vocabulary. [R, V] -> [R] each"""
+    left = left - log_sum_exp(left)[:, None]
+    right = right - log_sum_exp(right)[:, None]
+    gap = left - right
+    forth, back = (np.exp(left) * gap).sum(axis=1), -(np.exp(right) * gap).sum(axis=1)
+    return np.maximum(forth, 0.0), np.maximum(back, 0.0)  # equal rows may come out a rounding below zero
+
+
 def _blank(columns: Columns, bad: BoolArray) -> Columns:
     """Rows with NaN or infinite logits must not pass for numbers."""
 
@@ -184,6 +205,8 @@ def _blank(columns: Columns, bad: BoolArray) -> Columns:
         tail_logprobs=numbers(columns.tail_logprobs),
         rest_logprobs=numbers(columns.rest_logprobs),
         bad_rows=columns.bad_rows,
+        kl_from_against=numbers(columns.kl_from_against),
+        kl_to_against=numbers(columns.kl_to_against),
     )
 
 

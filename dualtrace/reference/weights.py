@@ -40,9 +40,11 @@ def project(layer: Linear, inputs: FloatArray) -> FloatArray:
 class TensorTaker:
     """Hands out each tensor once, in float64, and in the end refuses what nobody took."""
 
-    def __init__(self, checkpoint: Checkpoint, prefix: str = "") -> None:
+    def __init__(self, checkpoint: Checkpoint, prefix: str = "", *, modules: str | None = None) -> None:
+        """`prefix` of the tensors' names, and of the modules' names where that is another."""
         self._checkpoint = checkpoint
         self._prefix = prefix
+        self._modules = prefix if modules is None else modules
         self._left = {name for name in checkpoint.tensors if not BUFFERS.fullmatch(name)}
 
     def take(self, name: str, shape: tuple[int, ...], *, prefixed: bool = True) -> FloatArray:
@@ -63,7 +65,7 @@ class TensorTaker:
         """`transposed`: the file holds [in, out], as GPT-2's Conv1D does."""
         weight = self.take(f"{name}.weight", (inputs, outputs) if transposed else (outputs, inputs))
         weight = weight.T if transposed else weight
-        return Linear(self._prefix + name, weight, self.take(f"{name}.bias", (outputs,)) if bias else None)
+        return Linear(self._modules + name, weight, self.take(f"{name}.bias", (outputs,)) if bias else None)
 
     def head(self, name: str, embedding_name: str, embedding: FloatArray, *, tied: bool) -> FloatArray:
         """The output matrix [V, hidden]: the embedding itself when tied, and then a stored copy must equal it."""

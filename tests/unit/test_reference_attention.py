@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dualtrace.engine import int_array
-from dualtrace.reference.attention import attend, causal_mask, softmax_allowed
+from dualtrace.reference.attention import BLOCK_ROWS, CausalMask, Sight, attend, attend_rows, softmax_allowed
 from dualtrace.reference.config import ConfigReader
 from dualtrace.reference.rope import read_frequencies, turn
 
@@ -17,28 +17,28 @@ STREAM = np.random.default_rng(3)
 
 def test_without_scores_a_row_reads_the_mean_of_what_it_sees() -> None:
     zeros, values = np.zeros((1, 4, 2)), STREAM.normal(size=(1, 4, 2))
-    mixed = attend(zeros, zeros, values, causal_mask(4)(0), 1.0)
+    mixed = attend(zeros, zeros, values, CausalMask(4), 0, 1.0)
     assert mixed == pytest.approx(np.array([values[0, : row + 1].mean(axis=0) for row in range(4)]))
 
 
 def test_scores_weigh_by_their_exponential() -> None:
     queries, keys = np.ones((1, 2, 1)), np.array([[[0.0], [math.log(3.0)]]])
     values = np.array([[[0.0], [1.0]]])
-    assert attend(queries, keys, values, causal_mask(2)(0), 1.0)[1, 0] == pytest.approx(0.75)
+    assert attend(queries, keys, values, CausalMask(2), 0, 1.0)[1, 0] == pytest.approx(0.75)
 
 
 def test_neighbouring_query_heads_share_a_key_head() -> None:
     queries, keys, values = (STREAM.normal(size=(heads, 5, 2)) for heads in (4, 2, 2))
-    grouped = attend(queries, keys, values, causal_mask(5)(0), 0.7)
-    spread = attend(queries, keys[[0, 0, 1, 1]], values[[0, 0, 1, 1]], causal_mask(5)(0), 0.7)
+    grouped = attend(queries, keys, values, CausalMask(5), 0, 0.7)
+    spread = attend(queries, keys[[0, 0, 1, 1]], values[[0, 0, 1, 1]], CausalMask(5), 0, 0.7)
     assert np.array_equal(grouped, spread)
 
 
 def test_each_head_obeys_its_own_mask() -> None:
     queries, keys, values = (STREAM.normal(size=(2, 3, 2)) for _ in range(3))
     causal, itself = np.tri(3, dtype=bool), np.eye(3, dtype=bool)
-    mixed = attend(queries, keys, values, np.stack([causal, itself]), 1.0)
-    assert np.array_equal(mixed[:, 2:], values[1])
+    mixed, _, _ = attend_rows(queries, keys, values, Sight(np.stack([causal, itself])), 1.0)
+    assert np.array_equal(mixed[:, 1], values[1])
 
 
 def test_a_row_that_sees_nothing_reads_zeros() -> None:
@@ -47,9 +47,9 @@ def test_a_row_that_sees_nothing_reads_zeros() -> None:
 
 def test_a_broken_row_does_not_reach_rows_that_may_not_see_it() -> None:
     queries, keys, values = (STREAM.normal(size=(1, 4, 2)) for _ in range(3))
-    sound = attend(queries, keys, values, causal_mask(4)(0), 1.0)
+    sound = attend(queries, keys, values, CausalMask(4), 0, 1.0)
     keys[0, 2], values[0, 2] = np.nan, np.nan
-    broken = attend(queries, keys, values, causal_mask(4)(0), 1.0)
+    broken = attend(queries, keys, values, CausalMask(4), 0, 1.0)
     assert broken[:2] == pytest.approx(sound[:2], rel=1e-15)
     assert np.isnan(broken[2:]).all()
 
@@ -93,3 +93,16 @@ def test_llama3_scaling_blends_in_between() -> None:
     share = (13 / (2 * math.pi) - 1) / 3
     blended = frequencies(rope_scaling={**scaling, "original_max_position_embeddings": 13})[0]
     assert blended == pytest.approx(share + (1 - share) / 8)
+
+
+def test_a_long_text_is_looked_at_a_block_of_rows_at_a_time() -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Watched(CausalMask):
+        def sight(self, layer: int, q0: int, q1: int) -> Sight:
+            asked.append((q0, q1))
+            return super().sight(layer, q0, q1)
+
+    columns = np.zeros((1, 2 * BLOCK_ROWS + 1, 2))
+    attend(columns, columns, columns, Watched(columns.shape[1]), 0, 1.0)
+    assert asked == [(0, BLOCK_ROWS), (BLOCK_ROWS, 2 * BLOCK_ROWS), (2 * BLOCK_ROWS, 2 * BLOCK_ROWS + 1)]

@@ -15,7 +15,7 @@ from dualtrace.checkpoint import open_checkpoint
 from dualtrace.engine import NOTHING, Batch, EngineSettings, FloatArray, Read, Readout, Segment, int_array
 from dualtrace.models.weight_file import write_weights
 from dualtrace.problems import Problem, Reason
-from dualtrace.reference.attention import MaskProvider, causal_mask
+from dualtrace.reference.attention import CausalMask
 from dualtrace.reference.engine import ReferenceEngine, load
 from tests.support.tiny import made_tensor, tiny_model, tiny_reference
 
@@ -183,11 +183,11 @@ def test_a_forward_runs_on_the_threads_that_were_set_and_gives_them_back(monkeyp
     def count_threads() -> None:
         seen.append(max(pool["num_threads"] for pool in threadpool_info()))
 
-    def watch(tokens: int) -> MaskProvider:
+    def watch(tokens: int) -> CausalMask:
         count_threads()
-        return causal_mask(tokens)
+        return CausalMask(tokens)
 
-    monkeypatch.setattr("dualtrace.reference.engine.causal_mask", watch)
+    monkeypatch.setattr("dualtrace.reference.engine.CausalMask", watch)
     read = Read(int_array([0]), int_array([1]))
     with threadpool_limits(limits=2, user_api="blas"):
         for _ in engine.forward(Batch((segment([1, 2]),)), (read,), lambda _: True):
