@@ -79,7 +79,7 @@ class CallableEngine:
             raise Internal(Reason.ENGINE_FAILED, message) from error
         detach = getattr(given, "detach", None)
         logits = np.asarray(detach() if detach is not None else given)
-        if logits.ndim != 2 or logits.shape[0] != ids.size or logits.dtype.kind != "f":
+        if logits.ndim != 2 or logits.shape[0] != ids.size or not logits.shape[1] or logits.dtype.kind != "f":
             message = (
                 f"{self._name} gave {logits.dtype} of shape {list(logits.shape)} for {ids.size} ids;"
                 f" it must give floats of shape [{ids.size}, V]"
@@ -99,8 +99,8 @@ def load_function(path: str) -> tuple[str, LogitsFunction]:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        message = f"cannot import {module_name}: {error}; run from its folder or install it"
+    except Exception as error:  # a module may fail in any way while it is imported
+        message = f"cannot import {module_name}: {type(error).__name__}: {error}; run from its folder or install it"
         raise InvalidArgument(Reason.NOT_FOUND, message, field="target") from error
     function = getattr(module, function_name, None)
     if not callable(function):

@@ -48,7 +48,7 @@ from dualtrace.questions.asked import (
 from dualtrace.scorer import ask_one
 from dualtrace.v1 import scoring_pb2 as pb
 from dualtrace.v1 import scoring_pb2_grpc
-from dualtrace.wire import answers, questions
+from dualtrace.wire import answers, events, questions
 from dualtrace.wire.artifact import artifact_to_pb
 from dualtrace.wire.model import card_from_pb
 from dualtrace.wire.problem import from_status
@@ -192,7 +192,7 @@ class Client:
                     message = f"event {response.event.sequence} came where {expected} was due; the answer has a hole"
                     raise Internal(Reason.INCOMPLETE_STREAM, message)
                 expected += 1
-                event = answers.event_from_pb(response.event)
+                event = events.event_from_pb(response.event)
                 complete = complete or isinstance(event, AnswerSummary)
                 if event is not None:
                     yield event

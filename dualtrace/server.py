@@ -93,6 +93,7 @@ class SidecarServer:
         self._server = grpc.aio.server(
             interceptors=[*([TokenCheck(tokens)] if tokens else []), LenientDecoding()],
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+            options=[("grpc.so_reuseport", 0)],  # else a second sidecar on our port would share our callers
         )
         register(self._server, ScoringServicer(scorer, self.readiness, metrics))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -168,15 +168,15 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         try:
             if self._readiness.refusal is not None:
                 raise self._readiness.refusal
-            events = self._scorer.ask(question(), deadline=_deadline(context))
+            answer = self._scorer.ask(question(), deadline=_deadline(context))
             try:
                 sequence = 0
-                async for event in events:
+                async for event in answer:
                     assert isinstance(event, StreamEvent)
-                    await context.write(response(event=answers.event_to_pb(event, sequence)))
+                    await context.write(response(event=events.event_to_pb(event, sequence)))
                     sequence += 1
             finally:
-                await _close(events)
+                await _close(answer)
             code = "OK"
         except asyncio.CancelledError:
             raise
