@@ -228,8 +228,8 @@ class SidecarSettings:
     step_tokens: int = setting(256, "tokens a long segment advances per step", low=1, high=1_048_576)
     batch_tokens: int = setting(4096, "token budget of one batch", low=1, high=16_777_216)
     queue_limit: int = setting(256, "calls that may wait; one more is refused", low=1, high=1_000_000)
-    buffer_chunks: int = setting(
-        1024, "chunks of answers kept for a call whose reader is slow; one more aborts it", low=1, high=1_000_000
+    buffer_megabytes: int = setting(
+        64, "answers kept for a call whose reader is slow, in MiB; more aborts it", low=1, high=65_536
     )
     chunk_tokens: int = setting(64, "scored tokens in one streamed chunk", low=1, high=65_536)
     chunk_milliseconds: int = setting(50, "a chunk that is not full leaves after so long", low=0, high=60_000)

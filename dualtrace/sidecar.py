@@ -22,7 +22,7 @@ from dualtrace.questions.asked import StreamQuestion
 from dualtrace.scorer import Scorer, ask_one
 from dualtrace.v1 import scoring_pb2 as pb
 from dualtrace.v1 import scoring_pb2_grpc
-from dualtrace.wire import answers, questions
+from dualtrace.wire import answers, events, questions
 from dualtrace.wire.artifact import artifact_from_pb
 from dualtrace.wire.model import card_to_pb
 from dualtrace.wire.problem import to_status

@@ -1,0 +1,78 @@
+"""`dualtrace next`: the most likely tokens after a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from dualtrace.cli.inputs import (
+    STDIN_OR_FILE,
+    Ask,
+    ask_options,
+    gather_inputs,
+    parse_id_list,
+    parse_prefix,
+    scoring_options,
+)
+from dualtrace.problems import InvalidArgument, Reason
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from dualtrace.cli.asking import Answered
+    from dualtrace.runs import Run
+
+NAMES = ("--prompt", "--prompt-ids", "--prompt-file")
+
+
+@click.command("next")
+@ask_options
+@click.option("--prompt", "prompts", multiple=True, help="What stands before; repeat it for several.")
+@click.option("--prompt-ids", multiple=True, metavar="1,2,3", help="The same as token ids; repeat it for several.")
+@click.option("--prompt-file", "files", multiple=True, type=STDIN_OR_FILE, help="The same from a file, - for stdin.")
+@click.option("--top-k", type=int, default=10, show_default=True, help="How many tokens to list.")
+@click.option("--extra-ids", default="", metavar="5,6", help="Ids whose logprob is wanted whatever their rank.")
+@scoring_options
+def next_tokens(
+    ask: Ask,
+    prompts: tuple[str, ...],
+    prompt_ids: tuple[str, ...],
+    files: tuple[str, ...],
+    top_k: int,
+    extra_ids: str,
+    prefix: str | None,
+    deterministic: bool,
+) -> None:
+    """List the most likely tokens at the position after each prompt."""
+    from dualtrace.cli.asking import answer, present
+    from dualtrace.questions.asked import NextTokenQuestion
+
+    inputs = gather_inputs(prompts, prompt_ids, files, names=NAMES)
+    if not inputs:
+        raise InvalidArgument(Reason.MISSING, f"no prompt; give {', '.join(NAMES)}", field="--prompt")
+    extra = parse_id_list(extra_ids, "--extra-ids")
+    question = NextTokenQuestion(inputs, top_k, extra, parse_prefix(prefix), deterministic=deterministic)
+    present(ask, answer(ask, question), render_next)
+
+
+def render_next(_answered: Answered, run: Run) -> Iterator[RenderableType]:
+    """The tables of a next-token run."""
+    from rich.text import Text
+
+    from dualtrace.cli.output import output_console
+    from dualtrace.cli.tables import describe_input, model_line, next_summary, next_table, usage_line
+    from dualtrace.questions.asked import NextTokenQuestion
+    from dualtrace.runs import NextEntry
+
+    assert isinstance(run.question, NextTokenQuestion)
+    width = output_console().width
+    yield model_line(run.provenance)
+    for entry in run.entries:
+        if isinstance(entry, NextEntry) and entry.problem is None and entry.item < len(run.question.prompts):
+            yield Text(f"\nafter {describe_input(run.question.prompts[entry.item])}", "bold")
+            yield next_table(entry, width)
+            yield Text("")
+            yield next_summary(entry)
+    yield from usage_line(run)
