@@ -6,7 +6,7 @@ It must not know calls, threads, deadlines or engines.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,7 +97,7 @@ def lay_out(rows: Sequence[Row], *, share: bool, deterministic: bool = False) ->
     present = {id(row) for row in rows}
     bases = {id(row.against): row.against for row in rows if row.against is not None}
     everything = [*rows, *(base for key, base in bases.items() if key not in present)]
-    order = _order(everything, bases.keys())
+    order = _order(everything)
     groups = _group(everything, order) if share and not deterministic else [_Group((i,), 0) for i in order]
     return _Builder(everything, len(rows)).build(groups, deterministic)
 
@@ -173,12 +173,22 @@ class _Group:
     prefix: int  # tokens they share; 0 for a row alone
 
 
-def _order(rows: Sequence[Row], bases: Container[int]) -> list[int]:
-    """Lexicographic by ids, so that neighbours share the longest prefixes; a base before those measured against it."""
-    return sorted(
-        range(len(rows)),
-        key=lambda i: (rows[i].ids.astype(">i4").tobytes(), id(rows[i]) not in bases, rows[i].view.key, i),
-    )
+SortKey = tuple[str, bool, bytes]
+
+
+def _order(rows: Sequence[Row]) -> list[int]:
+    """Rows that cannot share stand apart (view, masked or not); among the others lexicographic by ids, so that
+    neighbours share the longest prefixes. Rows measured against a base follow it, those of its own view first."""
+
+    def sort_key(row: Row) -> SortKey:
+        return row.view.key, row.mask is not None, row.ids.astype(">i4").tobytes()
+
+    def key(index: int) -> tuple[SortKey, bool, bool, SortKey, int]:
+        row = rows[index]
+        base = row if row.against is None else row.against
+        return sort_key(base), row is not base, row.view.key != base.view.key, sort_key(row), index
+
+    return sorted(range(len(rows)), key=key)
 
 
 def _group(rows: Sequence[Row], order: Sequence[int]) -> list[_Group]:

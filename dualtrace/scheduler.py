@@ -238,8 +238,10 @@ class Scheduler:
                     finished = one.call.note_read(one.row, readout)
                     inboxes.setdefault(one.call, []).append(Delivery(one.row, readout, finished=finished))
         for call, deliveries in inboxes.items():
+            # Judged by what was there before: one large step must not end a reader that has kept up.
+            is_slow = call.buffered_bytes > self._limits.buffer_bytes
             call.hand_over(deliveries)
-            if call.buffered_bytes > self._limits.buffer_bytes:
+            if is_slow:
                 self._metrics.slow_readers.inc()
                 call.fail(Exhausted(Reason.SLOW_READER, "answers were read too slowly; read faster or ask for less"))
 
