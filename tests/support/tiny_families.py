@@ -49,8 +49,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt_neox": ("gpt_neox", SIZES | {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.25}}),
     "phi3": ("phi3", SIZES | {"num_key_value_heads": 2, "sliding_window": WINDOW}),
-    "opt": ("opt", {k: v for k, v in SIZES.items() if k != "intermediate_size"} | {"ffn_dim": 48, "word_embed_proj_dim": 16}),
-}  # fmt: skip
+    "opt": (
+        "opt",
+        {name: size for name, size in SIZES.items() if name != "intermediate_size"}
+        | {"ffn_dim": 48, "word_embed_proj_dim": 16},
+    ),
+}
 
 
 @cache
@@ -60,7 +64,8 @@ def family_model(name: str, seed: int = 0) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind, options = FAMILIES[name]
-    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options))
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_config(AutoConfig.for_model(kind, **options))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():  # far from flat, unlike a fresh initialisation

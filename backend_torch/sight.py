@@ -1,0 +1,170 @@
+"""Who may see whom in a group of pieces, as the tensor that is applied, and the count of what it allowed.
+
+It knows plans, windows, flat rows and keys. It must not know queries, keys or values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dualtrace.masks.receipt import mix
+from dualtrace.problems import Internal, Reason
+
+from .families import Windows
+from .forks import Placed, sight_digest
+from .strands import Piece
+
+Bools = npt.NDArray[np.bool_]
+Tallies = npt.NDArray[np.int64]  # [8, H or 1, pieces] in the order of the fields of `receipt.Counts`
+WORD = 0xFFFFFFFF
+
+
+@dataclass(eq=False)
+class Sight:
+    """What the rows of one group may see of its keys, in one layer."""
+
+    bias: Tensor  # [1, H or 1, N, K] zero where a row may see, -inf elsewhere; what is added to the scores
+    zeroed: Tensor | None  # [1, H or 1, N, K] True: the weight is set to zero after the softmax
+    blind: Tensor | None  # [1, H or 1, N, 1] True: the row sees nothing, its output is zero; None: every row sees
+    tallies: Tallies | None = None  # the count of `bias` and `zeroed`, once somebody asked
+
+
+class Sights:
+    """The sights of a pass: made once for all layers with the same rules, dropped when no later layer has them."""
+
+    def __init__(self, windows: Windows, heads: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._windows = windows
+        self._heads = heads
+        self._dtype = dtype
+        self._device = device
+        self._groups: dict[int, dict[int, int]] = {}  # id of a plan -> layer -> group of layers
+        self._kept: dict[object, tuple[Sight, int]] = {}  # key -> sight, the last layer that needs it
+
+    def is_native(self, piece: Piece, layer: int) -> bool:
+        """Whether plain causal attention is all that this piece needs here."""
+        return piece.strand.plan is None and self._window(piece, layer) is None
+
+    def signature(self, piece: Piece, layer: int) -> bytes:
+        return sight_digest(*see(piece, layer, self._window(piece, layer)))
+
+    def find(self, placed: tuple[Placed, ...], past: int, hidden: int, layer: int) -> Sight:
+        """The sight of a group of pieces that share `past` keys and see nothing of each other, nor of `hidden` keys
+        that stand between the past and their own."""
+        rules = self._rules(placed, layer)
+        key = (id(placed), rules)
+        if key not in self._kept:
+            later = range(layer + 1, len(self._windows))
+            last = max((n for n in later if self._rules(placed, n) == rules), default=layer)
+            self._kept[key] = self._make(placed, past, hidden, layer), last
+        sight, last = self._kept[key]
+        if layer >= last:
+            del self._kept[key]
+        return sight
+
+    def _rules(self, placed: Sequence[Placed], layer: int) -> tuple[tuple[int, int | None], ...]:
+        return tuple(self._rule(one.piece, layer) for one in placed)
+
+    def _rule(self, piece: Piece, layer: int) -> tuple[int, int | None]:
+        """Equal in layers in which the piece sees the same."""
+        plan = piece.strand.plan
+        if plan is None:
+            return -1, self._window(piece, layer)
+        if id(plan) not in self._groups:
+            self._groups[id(plan)] = {i: n for n, group in enumerate(plan.layer_groups()) for i in group}
+        return id(plan), self._groups[id(plan)][layer]
+
+    def _window(self, piece: Piece, layer: int) -> int | None:
+        """The native window, None where it is wider than the text."""
+        window = self._windows[layer]
+        positions = piece.strand.positions[: piece.stop]
+        if window is None or positions.size == 0 or int(positions.max()) - int(positions.min()) < window:
+            return None
+        return window
+
+    def _make(self, placed: Sequence[Placed], past: int, hidden: int, layer: int) -> Sight:
+        blocks = [see(one.piece, layer, self._window(one.piece, layer)) for one in placed]
+        heads = max(allowed.shape[0] for allowed, _ in blocks)
+        rows = sum(one.piece.rows for one in placed)
+        allowed = np.zeros((heads, rows, past + hidden + rows), np.bool_)
+        zeroed = np.zeros_like(allowed) if any(zero is not None for _, zero in blocks) else None
+        at = 0
+        for one, (block, zero) in zip(placed, blocks, strict=True):
+            here = slice(at, at + one.piece.rows)
+            for target, source in ((allowed, block), (zeroed, zero)):
+                if target is not None and source is not None:
+                    target[:, here, :past] = source[:, :, :past]
+                    target[:, here, past + hidden + here.start : past + hidden + here.stop] = source[:, :, past:]
+            at = here.stop
+        blind = ~allowed.any(axis=2, keepdims=True)
+        sees = torch.from_numpy(allowed).to(self._device)
+        bias = torch.zeros((1, *allowed.shape), dtype=self._dtype, device=self._device)
+        bias.masked_fill_(~sees, float("-inf"))
+        return Sight(
+            bias,
+            None if zeroed is None else torch.from_numpy(zeroed).to(self._device)[None],
+            torch.from_numpy(blind).to(self._device)[None] if blind.any() else None,
+        )
+
+
+def see(piece: Piece, layer: int, window: int | None) -> tuple[Bools, Bools | None]:
+    """[H or 1, rows, piece.stop] what a piece's rows may see before the softmax, and what is zeroed after it."""
+    strand, stop = piece.strand, piece.stop
+    if strand.plan is None:
+        rows = np.arange(piece.start, stop)[:, None]
+        allowed = np.arange(stop)[None, :] <= rows
+        if window is not None:
+            distance = strand.positions[piece.start : stop, None].astype(np.int64) - strand.positions[None, :stop]
+            allowed &= np.abs(distance) < window
+        return allowed[None], None
+    allowed = strand.plan.block(layer, piece.start, stop)
+    if allowed[:, :, stop:].any():
+        raise Internal(Reason.BUG, f"segment {strand.index}: a row below {stop} sees a key that is not computed yet")
+    zeroed = strand.plan.zero_block(layer, piece.start, stop)
+    return allowed[:, :, :stop], None if zeroed is None else zeroed[:, :, :stop]
+
+
+def count_sight(sight: Sight, placed: Sequence[Placed], past: int, hidden: int) -> Tallies:
+    """What the applied tensor allowed, per head and piece, in root-to-leaf rows and keys."""
+    device = sight.bias.device
+    rows = np.concatenate([np.arange(one.piece.start, one.piece.stop) for one in placed])
+    keys = np.concatenate([np.arange(past), np.zeros(hidden, np.int64), rows])  # a hidden key that is seen is counted
+    tables = mix(int(keys.max()) + 1)
+    own = np.concatenate(
+        [np.arange(one.piece.start, one.piece.stop) >= one.piece.strand.counted_from for one in placed]
+    )
+    # 32-bit factors in halves: a float64 product sums them exactly, on every device
+    factors = [
+        np.ones(keys.size),
+        *(half for g in (tables.g_a, tables.g_b) for half in (g[keys] & 0xFFFF, g[keys] >> 16)),
+    ]
+    halves = torch.from_numpy(np.stack(factors, axis=1).astype(np.float64)).to(device)
+    turns = torch.from_numpy(np.stack([tables.f_a[rows], tables.f_b[rows]]).astype(np.int64)).to(device)
+    piece_of_row = torch.from_numpy(np.repeat(np.arange(len(placed)), [one.piece.rows for one in placed])).to(device)
+    counted = torch.from_numpy(own.astype(np.int64)).to(device)
+
+    allowed = (sight.bias == 0)[0]  # [H or 1, N, K]
+    taken = None if sight.zeroed is None else allowed & sight.zeroed[0]
+    entries, sum_a, sum_b = _mixed(allowed, halves, turns)
+    nothing = torch.zeros_like(entries)
+    zeroed = (nothing, nothing, nothing) if taken is None else _mixed(taken.expand_as(allowed), halves, turns)
+    columns = torch.stack([torch.ones_like(entries), (entries == 0).long(), entries, sum_a, sum_b, *zeroed]) * counted
+    tallies = torch.zeros((*columns.shape[:2], len(placed)), dtype=torch.int64, device=device)
+    tallies.index_add_(2, piece_of_row, columns)
+    counted_tallies: Tallies = tallies.cpu().numpy()
+    return counted_tallies
+
+
+def _mixed(seen: Tensor, halves: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per head and row [H,N]: entries, and both mixes modulo 2**32."""
+    sums = torch.stack([(one.double() @ halves).long() for one in seen])  # [H,N,5], a head at a time
+    mixed = [
+        (((sums[..., low] + (sums[..., low + 1] << 16)) & WORD) * turn) & WORD
+        for low, turn in ((1, turns[0]), (3, turns[1]))
+    ]
+    return sums[..., 0], mixed[0], mixed[1]
