@@ -1,5 +1,19 @@
 """The JAX backend: its own decoder behind the engine seam of `dualtrace.engine`, an independent second opinion.
 
-Here will stand `load(settings) -> Engine`, its only public name, with model, weights, readout and shapes behind it.
+    load(settings) -> Engine   the only public name
+    engine, loading            the engine itself; settings, checkpoint and device become one
+    families/                  one small declarative file per model family: config keys and weight names
+    architecture, config, rope what a family's file is written with
+    weights                    the checkpoint's tensors, stacked over layers
+    model, attention, lora     the decoder, as compiled functions
+    shapes, programs           padded buckets and the compiled functions that exist
+    packing, call, masking     segments become the arrays of one call
+    forest, readout, reader    which calls answer a batch, and reading the logits
+    device                     threads, precision, the compilation cache
+
 It must not know torch, transformers, text, protobuf, batching policy, the coordinator or the PyTorch backend.
 """
+
+from backend_jax.loading import load
+
+__all__ = ["load"]

@@ -1,0 +1,276 @@
+"""Which calls answer a batch, and in which order: prefixes once, children packed behind them, long segments in steps.
+
+All state of a forward lives in one object, made per forward, so two forwards can be interleaved. It knows segments,
+reads and liveness. It must not know arrays on devices beyond what the runner hands it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from backend_jax.call import Grid, Part
+from backend_jax.masking import counts_of
+from backend_jax.reader import Pending, Reader
+from backend_jax.runner import Kept, Ran, Runner
+from backend_jax.shapes import MOST_TOKENS, SIDE_BY_SIDE, bucket, pack, token_bucket
+from dualtrace.engine import Batch, IntArray, Live, Read, Readout, Reads, Step
+from dualtrace.views import BASE
+
+MOST_VIEWS = 16  # adapters and strengths of one call
+
+
+@dataclass(frozen=True, eq=False)
+class Trunk:
+    """What a segment's children stand on: all rows of its lineage, kept in one lane."""
+
+    kept: Kept | None  # None: there are no rows yet
+    rows: int
+
+
+ROOT = Trunk(None, 0)
+
+
+class Forest:
+    def __init__(
+        self, batch: Batch, reads: Reads, live: Live, runner: Runner, reader: Reader, step_tokens: int
+    ) -> None:
+        self._batch = batch
+        self._reads = reads
+        self._live = live
+        self._runner = runner
+        self._reader = reader
+        self._step_tokens = step_tokens
+        self._fixed = batch.deterministic
+        count = len(batch.segments)
+        self._children: list[list[int]] = [[] for _ in range(count)]
+        for index, segment in enumerate(batch.segments):
+            if segment.parent is not None:
+                self._children[segment.parent].append(index)
+        self._own_start = [0] * count
+        for index, segment in enumerate(batch.segments):
+            if segment.parent is not None:
+                parent = segment.parent
+                self._own_start[index] = self._own_start[parent] + batch.segments[parent].ids.size
+        self._users: list[list[int]] = [[] for _ in range(count)]  # who measures divergence with a segment
+        for index, read in enumerate(reads):
+            if read.against is not None:
+                self._users[read.against].append(index)
+        self._begun: set[int] = set()  # segments whose first readout is out
+        self._needed = self._find_needed()
+        self._rows_kept: dict[tuple[int, int], npt.NDArray[np.generic]] = {}  # (owner, row) -> hidden state
+        self._held: list[tuple[Readout, Read, npt.NDArray[np.generic]]] = []  # waiting for the other side
+
+    # ---- the order of things
+
+    def run(self) -> Iterator[Step]:
+        if self._fixed:
+            for index in range(len(self._batch.segments)):
+                if self._is_wanted(index):
+                    yield from self._advance([index], ROOT)
+        else:
+            yield from self._grow([i for i, s in enumerate(self._batch.segments) if s.parent is None], ROOT)
+
+    def _grow(self, members: Sequence[int], trunk: Trunk) -> Iterator[Step]:
+        """Segments that stand on one trunk, and all that stands on them. Short leaves first: they finish first."""
+        empty = [i for i in members if not self._batch.segments[i].ids.size]
+        leaves = [i for i in members if i not in empty and not self._children[i] and self._is_one_step(i)]
+        long = [i for i in members if i not in empty and i not in leaves]
+        if empty:
+            pending = [self._pend(i, trunk.rows, trunk.rows, 0, None) for i in empty if self._is_wanted(i)]
+            yield from self._emit(pending)
+            for index in empty:
+                yield from self._grow(self._children[index], trunk)
+        yield from self._fan(leaves, trunk)
+        lonely = [i for i in long if self._children[i] or trunk.kept is not None]
+        beside = [i for i in long if i not in lonely]
+        most = min(SIDE_BY_SIDE[-1], max(1, MOST_TOKENS // self._step_tokens))
+        for start in range(0, len(beside), most):
+            yield from self._advance(beside[start : start + most], trunk)
+        for index in lonely:
+            yield from self._advance([index], trunk)
+
+    def _fan(self, leaves: Sequence[int], trunk: Trunk) -> Iterator[Step]:
+        """Leaves packed into rows behind one past."""
+        waiting = list(leaves)
+        while waiting := [i for i in waiting if self._is_wanted(i)]:
+            members = self._take(waiting)
+            waiting = waiting[len(members) :]
+            lengths = [self._batch.segments[i].ids.size for i in members]
+            kinds = [self._batch.segments[i].view.key for i in members]
+            past = trunk.kept.tokens if trunk.kept else 0
+            plan = pack(lengths, kinds, self._runner.known_rows(past))
+            parts = [
+                self._part(i, self._own_start[i], self._own_start[i] + size, row=row, offset=offset)
+                for i, size, (row, offset) in zip(members, lengths, plan.places, strict=True)
+            ]
+            grid = Grid(1, plan.rows, plan.tokens, past)
+            yield from self._harvest(parts, grid, self._runner.run(parts, grid, trunk.kept))
+
+    def _take(self, waiting: Sequence[int]) -> list[int]:
+        """As many as one call holds; the first always goes."""
+        taken: list[int] = []
+        tokens, views = 0, set[str]()
+        for index in waiting:
+            segment = self._batch.segments[index]
+            tokens += segment.ids.size
+            views.add(segment.view.key)
+            if taken and (tokens > MOST_TOKENS or len(views) > MOST_VIEWS):
+                break
+            taken.append(index)
+        return taken
+
+    def _advance(self, members: Sequence[int], trunk: Trunk) -> Iterator[Step]:
+        """Segments side by side, step by step, each in its lane over what it kept; then their children."""
+        lanes = bucket(len(members), SIDE_BY_SIDE)
+        at = [0 if self._fixed else self._own_start[i] for i in members]
+        ends = [self._own_start[i] + self._batch.segments[i].ids.size for i in members]
+        kept, owned = trunk.kept, False
+        while going := [n for n, i in enumerate(members) if at[n] < ends[n] and self._is_wanted(i)]:
+            stops = {n: self._next_stop(members[n], at[n], ends[n]) for n in going}
+            parts = [self._part(members[n], at[n], stop, lane=n) for n, stop in stops.items()]
+            tokens = token_bucket(max(part.size for part in parts))
+            grid = Grid(lanes, 1, tokens, kept.tokens if kept else 0)
+            ran = self._runner.run(parts, grid, kept, keep=True)
+            for n, stop in stops.items():
+                at[n] = stop
+            children = not self._fixed and any(self._children[i] for i in members)
+            if ran.fresh is not None and (children or any(at[n] < ends[n] for n in going)):
+                kept, owned = self._runner.append(kept, ran.fresh, parts, owned=owned), True
+            yield from self._harvest(parts, grid, ran)
+        if not self._fixed:
+            for n, index in enumerate(members):
+                if self._children[index] and at[n] == ends[n]:
+                    yield from self._grow(self._children[index], Trunk(kept, ends[n]))
+
+    def _is_wanted(self, index: int) -> bool:
+        """Somebody wants the segment, a segment on it, or one that measures itself against it."""
+        used = self._users[index] if self._fixed else (*self._children[index], *self._users[index])
+        return self._live(index) or any(self._is_wanted(other) for other in used)
+
+    def _is_one_step(self, index: int) -> bool:
+        end = self._own_start[index] + self._batch.segments[index].ids.size
+        return self._next_stop(index, self._own_start[index], end) == end
+
+    def _next_stop(self, index: int, at: int, end: int) -> int:
+        """A step further, at a cut the mask allows; where it allows none that near, the next one it does."""
+        limit, mask = min(at + self._step_tokens, end), self._batch.segments[index].mask
+        if mask is None or limit == end:
+            return limit
+        cuts = mask.step_ends()
+        cuts = cuts[(cuts > at) & (cuts < end)]
+        near = cuts[cuts <= limit]
+        return int(near[-1]) if near.size else int(cuts[0]) if cuts.size else end
+
+    def _part(self, index: int, start: int, stop: int, *, lane: int = 0, row: int = 0, offset: int = 0) -> Part:
+        segment, own_start = self._batch.segments[index], self._own_start[index]
+        if self._fixed:
+            ids, positions = self._batch.expand(index)
+            span = slice(start, stop)
+        else:
+            ids, positions = segment.ids, segment.positions
+            span = slice(start - own_start, stop - own_start)
+        return Part(index, ids[span], positions[span], start, own_start, segment.view, segment.mask, lane, row, offset)
+
+    # ---- reading
+
+    def _find_needed(self) -> dict[int, set[int]]:
+        """Per segment, the rows of its own that others read: its descendants, and those that measure against it."""
+        needed: dict[int, set[int]] = {}
+        for index, read in enumerate(self._reads):
+            rows = read.rows.tolist()
+            if not self._fixed:
+                self._note(needed, index, (row for row in rows if row < self._own_start[index]))
+            if read.against is not None:
+                self._note(needed, read.against, rows)
+        return needed
+
+    def _note(self, needed: dict[int, set[int]], index: int, rows: Iterable[int]) -> None:
+        for row in rows:
+            needed.setdefault(self._owner(index, row), set()).add(row)
+
+    def _owner(self, index: int, row: int) -> int:
+        """Which segment of the lineage computes the row."""
+        while not self._fixed and row < self._own_start[index]:
+            parent = self._batch.segments[index].parent
+            assert parent is not None
+            index = parent
+        return index
+
+    def _harvest(self, parts: Sequence[Part], grid: Grid, ran: Ran) -> Iterator[Step]:
+        pending = []
+        for part in parts:
+            first = grid.first_flat(part)
+            hidden = ran.hidden[first : first + part.size]
+            for row in self._needed.get(part.segment, ()):
+                if part.start <= row < part.stop:
+                    self._rows_kept[part.segment, row] = hidden[row - part.start].copy()
+            pending.append(self._pend(part.segment, part.start, part.stop, part.size, (part, hidden, ran)))
+        yield from self._emit(pending)
+
+    def _pend(
+        self, index: int, start: int, stop: int, computed: int, made: tuple[Part, npt.NDArray[np.generic], Ran] | None
+    ) -> tuple[Readout, Read, npt.NDArray[np.generic]]:
+        """What is read of one part: its rows, and with a segment's first part the rows that its ancestors computed."""
+        asked, segment = self._reads[index], self._batch.segments[index]
+        first = 0 if index not in self._begun else start
+        self._begun.add(index)
+        inside = (asked.rows >= first) & (asked.rows < stop)
+        targets = None if asked.targets is None else asked.targets[inside]
+        read = Read(asked.rows[inside], targets, asked.top_k, asked.extra_ids, asked.tail, asked.against)
+        hidden = [
+            made[1][row - start] if made and row >= start else self._rows_kept[self._owner(index, row), row]
+            for row in read.rows.tolist()
+        ]
+        counts = None
+        if segment.mask is not None and made is not None and made[2].tallies is not None:
+            counts = counts_of(made[0], made[2].tallies, self._runner.architecture.query_heads)
+        delta = self._runner.delta(segment.view)
+        readout = Readout(
+            index, first, stop, read.rows, computed, counts=counts, delta_modules=delta.modules if delta else None
+        )
+        width = self._runner.architecture.outer_size
+        stacked = np.stack(hidden) if hidden else np.empty((0, width), self._runner.dtype)
+        return readout, read, stacked
+
+    def _emit(self, fresh: Sequence[tuple[Readout, Read, npt.NDArray[np.generic]]]) -> Iterator[Step]:
+        """Read what can be read; a segment whose other side is not computed yet waits for it."""
+        waiting = [*self._held, *fresh]
+        ready, self._held = [], []
+        for readout, read, hidden in waiting:
+            against = self._other_side(read)
+            if read.against is not None and against is None:
+                self._held.append((readout, read, hidden))
+            else:
+                ready.append(Pending(readout, read, hidden, against))
+        if ready:
+            yield tuple(self._reader.read(ready, fixed=self._fixed))
+
+    def _other_side(self, read: Read) -> npt.NDArray[np.generic] | None:
+        """[R, hidden] of the segment to measure against; None while some row of it is missing."""
+        if read.against is None:
+            return None
+        places = [(self._owner(read.against, row), row) for row in read.rows.tolist()]
+        if not all(place in self._rows_kept for place in places):
+            return None
+        rows = [self._rows_kept[place] for place in places]
+        width = self._runner.architecture.outer_size
+        return np.stack(rows) if rows else np.empty((0, width), self._runner.dtype)
+
+
+def warm_parts(rows: int, tokens: int, step_tokens: int) -> tuple[list[Part], Grid, bool]:
+    """The first call of `rows` plain segments of `tokens` tokens, and whether its keys and values are kept."""
+    size = min(tokens, step_tokens)
+    ids: IntArray = np.zeros(size, np.int32)
+    places: IntArray = np.arange(size, dtype=np.int32)
+    if tokens > step_tokens:
+        lanes = bucket(min(rows, max(1, MOST_TOKENS // step_tokens)), SIDE_BY_SIDE)
+        parts = [Part(lane, ids, places, 0, 0, BASE, None, lane) for lane in range(min(rows, lanes))]
+        return parts, Grid(lanes, 1, token_bucket(size), 0), True
+    count = min(rows, max(1, MOST_TOKENS // size))
+    plan = pack([size] * count, [""] * count)
+    parts = [Part(i, ids, places, 0, 0, BASE, None, 0, row, at) for i, (row, at) in enumerate(plan.places)]
+    return parts, Grid(1, plan.rows, plan.tokens, 0), False

@@ -1,0 +1,69 @@
+"""The compiled functions of one engine: each made once, counted, and safe to make from another thread.
+
+It knows keys and compilers. It must not know what is compiled.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+
+from backend_jax.device import house_rules
+
+Compiled = Callable[..., Any]
+
+
+class Programs:
+    """Ahead-of-time compiled functions by (kind, key); an unforeseen shape is an error, never a silent recompile."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, Hashable], Compiled] = {}
+        self._locks: dict[tuple[str, Hashable], threading.Lock] = {}
+        self._guard = threading.Lock()
+        self.compilations: Counter[str] = Counter()  # kind -> how many were compiled or taken from the disk cache
+
+    @property
+    def total(self) -> int:
+        return sum(self.compilations.values())
+
+    def has(self, kind: str, key: Hashable) -> bool:
+        return (kind, key) in self._made
+
+    def keys(self, kind: str) -> tuple[Hashable, ...]:
+        with self._guard:
+            return tuple(key for known, key in self._made if known == kind)
+
+    def find(self, kind: str, key: Hashable, lower: Callable[[], Any]) -> Compiled:
+        """The function for this key; `lower` gives what `.compile()` is called on when it does not exist yet."""
+        place = (kind, key)
+        if (made := self._made.get(place)) is not None:
+            return made
+        with self._guard:
+            lock = self._locks.setdefault(place, threading.Lock())
+        with lock:
+            if place not in self._made:
+                with house_rules():
+                    compiled = lower().compile()
+                with self._guard:
+                    self._made[place] = compiled
+                    self.compilations[kind] += 1
+            return self._made[place]
+
+    def clear(self) -> None:
+        with self._guard:
+            self._made.clear()
+
+
+def shape_of(shape: tuple[int, ...], dtype: Any) -> Any:
+    """What stands for an array while a function is traced."""
+    make: Callable[..., Any] = jax.ShapeDtypeStruct  # it has no types of its own
+    return make(shape, dtype)
+
+
+def outline(tree: Any) -> Any:
+    """Shapes and dtypes of a tree of arrays, numpy or JAX, for tracing without values."""
+    return jax.tree.map(lambda leaf: shape_of(leaf.shape, leaf.dtype), tree)
