@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 case $wanted in
     base) target='.' ;;
-    full) target='.[torch,dev]' ;;
+    full) target='.[torch,jax,dev]' ;;
     *) echo "setup: '$wanted' is not known; it is base or full" >&2; exit 2 ;;
 esac
 
