@@ -20,7 +20,8 @@ from grpc_status import rpc_status
 
 from dualtrace.artifacts import digest_of
 from dualtrace.card import Card
-from dualtrace.problems import Detail, Internal, InvalidArgument, Problem, Reason, rebuild
+from dualtrace.model_views import AsyncView, BlockingView, Model
+from dualtrace.problems import Detail, Internal, InvalidArgument, NotFound, Problem, Reason, rebuild
 from dualtrace.questions.answers import (
     AnswerEvent,
     AnswerSummary,
@@ -87,8 +88,9 @@ class Client:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._metadata = (("authorization", f"Bearer {connection.token}"),) if connection.token else ()
-        self._channel = _open_channel(connection)
+        self._channel = open_channel(connection)
         self._stub = scoring_pb2_grpc.ScoringServiceStub(self._channel)
+        self._model = Model(lambda door, view: AsyncView(self, door, view))
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,6 +102,10 @@ class Client:
 
     async def close(self) -> None:
         await self._channel.close()
+
+    def model(self) -> Model[AsyncView]:
+        """The model by its views: `async with client.model().as_finetuned("x") as tuned:`; one view at a time."""
+        return self._model
 
     async def describe(self, *, deadline: float | None = None) -> Card:
         response = await self._call(self._stub.Describe, pb.DescribeRequest(), deadline)
@@ -225,19 +231,37 @@ class Client:
         return rebuild(int(code.value[0]), Detail(reason, message))
 
 
-def _open_channel(connection: Connection) -> grpc.aio.Channel:
+def open_channel(connection: Connection) -> grpc.aio.Channel:
+    """The channel to a sidecar, for whoever calls another service of it (health). Nothing is contacted yet."""
+    names = ("ca_file", "key_file", "certificate_file")  # in the order that gRPC takes them
+    files = {name: getattr(connection, name) for name in names}
     if not connection.tls:
-        for name in ("ca_file", "certificate_file", "key_file"):
-            if getattr(connection, name) is not None:
+        for name, file in files.items():
+            if file is not None:
                 raise InvalidArgument(Reason.CONFLICT, f"{name} is for TLS; use grpcs:// as well", field=name)
         return grpc.aio.insecure_channel(connection.address)
-    credentials = grpc.ssl_channel_credentials(
-        *(
-            None if file is None else file.read_bytes()
-            for file in (connection.ca_file, connection.key_file, connection.certificate_file)
-        )
-    )
-    return grpc.aio.secure_channel(connection.address, credentials)
+    if (files["key_file"] is None) != (files["certificate_file"] is None):
+        missing = "key_file" if files["key_file"] is None else "certificate_file"
+        message = f"a certificate of our own and its key go together; {missing} is not set"
+        raise InvalidArgument(Reason.CONFLICT, message, field=missing)
+    parts = [None if file is None else _read_pem(file, name) for name, file in files.items()]
+    return grpc.aio.secure_channel(connection.address, grpc.ssl_channel_credentials(*parts))
+
+
+def _read_pem(file: Path, field: str) -> bytes:
+    """gRPC itself only logs what is wrong with a certificate, and then cannot connect for no stated reason."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        kind = NotFound if isinstance(error, FileNotFoundError) else InvalidArgument
+        message = f"cannot read {file}: {error.strerror or error}"
+        raise kind(Reason.NOT_FOUND, message, field=field) from None
+    wanted = b"PRIVATE KEY-----" if field == "key_file" else b"-----BEGIN CERTIFICATE-----"
+    if wanted not in content:
+        what = "private key" if field == "key_file" else "certificate"
+        message = f"{file} holds no {what} in PEM form (a line with -----BEGIN ...); name another file"
+        raise InvalidArgument(Reason.MALFORMED, message, field=field)
+    return content
 
 
 def _timeout(deadline: float | None) -> float | None:
@@ -252,6 +276,7 @@ class BlockingClient:
         self._thread = threading.Thread(target=self._loop.run_forever, name="dualtrace-client", daemon=True)
         self._thread.start()
         self._client = self._run(_make(connection))
+        self._model = Model(lambda door, view: BlockingView(self, door, view))
 
     def __enter__(self) -> Self:
         return self
@@ -269,6 +294,10 @@ class BlockingClient:
         self._thread.join()
         self._loop.close()
 
+    def model(self) -> Model[BlockingView]:
+        """The model by its views: `with client.model().as_finetuned("x") as tuned:`; one view at a time."""
+        return self._model
+
     def describe(self, *, timeout: float | None = None) -> Card:
         return self._run(self._client.describe(deadline=_deadline(timeout)))
 
@@ -281,8 +310,8 @@ class BlockingClient:
     def next_token(self, question: NextTokenQuestion, *, timeout: float | None = None) -> NextTokenAnswer:
         return self._run(self._client.next_token(question, deadline=_deadline(timeout)))
 
-    def preflight(self, *, timeout: float | None = None) -> PreflightAnswer:
-        return self._run(self._client.preflight(deadline=_deadline(timeout)))
+    def preflight(self, question: PreflightQuestion | None = None, *, timeout: float | None = None) -> PreflightAnswer:
+        return self._run(self._client.preflight(question, deadline=_deadline(timeout)))
 
     def logprob(self, question: LogprobQuestion, *, timeout: float | None = None) -> Iterator[StreamEvent]:
         return self._iterate(lambda: self._client.logprob(question, deadline=_deadline(timeout)))

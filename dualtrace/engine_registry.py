@@ -16,6 +16,7 @@ LoadEngine = Callable[[EngineSettings], Engine]
 
 GROUP = "dualtrace.engines"
 OWN = {"reference": "dualtrace.reference:load", "fake": "dualtrace.fake:load"}
+EXTRAS = ("torch", "jax")  # engines that come with us and need a framework: the extra has the engine's name
 
 
 def list_engines() -> dict[str, str]:
@@ -35,6 +36,7 @@ def find_engine(name: str) -> LoadEngine:
     try:
         load: LoadEngine = getattr(import_module(module), function)
     except ImportError as error:
-        message = f"engine {name!r} is announced but cannot be imported: {error}; install what it needs"
+        remedy = f"pip install 'dualtrace[{name}]'" if name in EXTRAS else "install what it needs"
+        message = f"engine {name!r} is announced but cannot be imported: {error}; {remedy}"
         raise Unsupported(Reason.NOT_IMPLEMENTED, message, field="engine") from error
     return load

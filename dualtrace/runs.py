@@ -272,7 +272,8 @@ def _read_question(raw: object, newer: bool) -> tuple[AskedQuestion, QuestionKin
     if not isinstance(raw, dict):
         raise malformed("question", "missing or no object", "an object")
     known = {kind.value: kind for kind in QUESTIONS}
-    kind = known.get(raw.get("kind"))  # type: ignore[arg-type]  # an unknown thing is not found
+    name = raw.get("kind")
+    kind = known.get(name) if isinstance(name, str) else None
     if kind is None:
         allowed = ", ".join(known)
         message = f"question.kind is {raw.get('kind')!r:.40}; it can be {allowed}"

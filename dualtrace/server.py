@@ -10,6 +10,7 @@ import contextlib
 import hmac
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,12 +19,22 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
+from dualtrace.card import Card
 from dualtrace.metrics import Metrics, serve_metrics
-from dualtrace.problems import FailedPrecondition, InvalidArgument, Problem, Reason, Unauthenticated, Unavailable
+from dualtrace.problems import (
+    FailedPrecondition,
+    InvalidArgument,
+    Problem,
+    Reason,
+    Unauthenticated,
+    Unavailable,
+    rebuild,
+)
 from dualtrace.questions.asked import PreflightQuestion
 from dualtrace.scorer import Scorer, ask_one
 from dualtrace.settings import SidecarSettings
 from dualtrace.sidecar import SERVICE_NAME, Readiness, ScoringServicer, register
+from dualtrace.views import BASE, View, finetuned
 from dualtrace.wire.problem import to_status
 from dualtrace.wire.strict import decode_leniently
 
@@ -118,16 +129,22 @@ class SidecarServer:
         return address.rsplit(":", 1)[0] + f":{taken}"
 
     async def make_ready(self) -> None:
-        """Check the model's numbers once, then accept calls."""
+        """Check the model's numbers once, in every view that has an adapter of its own, then accept calls."""
         if self._settings.preflight:
-            answer = await ask_one(self._scorer, PreflightQuestion())
-            for result in answer.results:
-                if result.problem is not None:
-                    refusal = FailedPrecondition(Reason.NOT_READY, f"the preflight failed: {result.problem}")
-                    self.readiness.refuse(refusal)
-                    raise result.problem
+            for view in served_views(await self._scorer.describe()):
+                await self._check_view(view)
         self.readiness.accept()
         await self._say(health_pb2.HealthCheckResponse.SERVING)
+
+    async def _check_view(self, view: View) -> None:
+        answer = await ask_one(self._scorer, PreflightQuestion((view,)))
+        for problem in (result.problem for result in answer.results):
+            if problem is not None:
+                self.readiness.refuse(
+                    FailedPrecondition(Reason.NOT_READY, f"the preflight of {view} failed: {problem}")
+                )
+                message = f"the preflight of view {view} failed: {problem.detail.message}"
+                raise rebuild(problem.code, replace(problem.detail, message=message))
 
     async def drain(self, seconds: float) -> None:
         """Refuse new calls, let running ones end for so long, then stop."""
@@ -138,6 +155,11 @@ class SidecarServer:
     async def _say(self, status: Any) -> None:
         for service in ("", SERVICE_NAME):
             await self._health.set(service, status)
+
+
+def served_views(card: Card) -> tuple[View, ...]:
+    """The views whose weights differ: the base, and each adapter fully on."""
+    return (BASE, *(finetuned(name) for name in card.adapters))
 
 
 def read_tokens(file: Path | None) -> frozenset[str]:

@@ -1,7 +1,9 @@
 """The one grammar for "what to ask", and how each kind becomes a Scorer.
 
     grpc://HOST:PORT      a running sidecar        grpcs://HOST:PORT  the same over TLS
-    reference:DIR         the float64 engine over a checkpoint folder, in this process
+    torch:DIR             the PyTorch engine over a checkpoint folder, in this process
+    jax:DIR               the JAX engine, likewise; and so every engine that an installed package announces
+    reference:DIR         the float64 engine, likewise
     fake:SPEC             the fake engine, SPEC = name=value,... (may be empty)
     py:MODULE:FUNCTION    any logits(ids[T]) -> [T, V]; text needs a tokenizer folder
 
@@ -17,20 +19,22 @@ from pathlib import Path
 from dualtrace.callable_engine import CallableEngine, load_function
 from dualtrace.client import Client, Connection
 from dualtrace.engine import EngineSettings
+from dualtrace.engine_registry import find_engine, list_engines
 from dualtrace.engine_scorer import EngineScorer
 from dualtrace.fake import FakeEngine, fake_tokenizer, parse_spec
 from dualtrace.problems import InvalidArgument, Reason
 from dualtrace.scorer import Scorer
 from dualtrace.tokens import Tokenizer
 
-GRAMMAR = "grpc://HOST:PORT, grpcs://HOST:PORT, reference:DIR, fake:SPEC, py:MODULE:FUNCTION"
+GRAMMAR = "grpc://HOST:PORT, grpcs://HOST:PORT, torch:DIR, jax:DIR, reference:DIR, fake:SPEC, py:MODULE:FUNCTION"
+KINDS = ("grpc", "grpcs", "torch", "jax", "reference", "fake", "py")
 
 
 @dataclass(frozen=True)
 class Target:
     """A parsed target: its kind and the rest of its text."""
 
-    kind: str  # grpc, grpcs, reference, fake, py
+    kind: str  # one of KINDS, or an engine's name
     rest: str
 
     def __str__(self) -> str:
@@ -42,6 +46,9 @@ class TargetOptions:
     """What a target may need beside its name."""
 
     threads: int = 1
+    dtype: str = ""  # of an engine over a checkpoint; "" is the engine's own
+    device: str = ""  # "" is the processor
+    adapters: tuple[tuple[str, Path], ...] = ()  # (name, PEFT folder), for an engine over a checkpoint
     tokenizer: Path | None = None  # folder with a tokenizer.json, for targets that know none
     token: str | None = None
     ca_file: Path | None = None
@@ -51,7 +58,7 @@ class TargetOptions:
 
 def parse_target(text: str) -> Target:
     kind, colon, rest = text.partition(":")
-    if not colon or kind not in {"grpc", "grpcs", "reference", "fake", "py"}:
+    if not colon or not (kind in KINDS or kind in list_engines()):
         message = f"target {text!r} is not understood; write one of: {GRAMMAR}"
         if os.path.isdir(text):  # unlike Path.is_dir it says no, and does not raise, to a name that is too long
             message += f". Did you mean reference:{text}?"
@@ -69,27 +76,50 @@ def parse_target(text: str) -> Target:
 
 async def open_target(target: Target, options: TargetOptions) -> Scorer:
     """The Scorer behind a target. Engines are loaded here; a sidecar is not contacted before it is asked."""
+    if target.kind in {"fake", "py"}:
+        _refuse_engine_options(target, options)
     match target.kind:
         case "grpc" | "grpcs":
-            return Client(_connection(target, options))
-        case "reference":
-            from dualtrace.reference.engine import load
-
-            folder = Path(target.rest)
-            engine = load(EngineSettings(model=folder, threads=options.threads))
-            return EngineScorer(engine, Tokenizer.from_directory(options.tokenizer or folder))
+            return Client(find_connection(target, options))
         case "fake":
             return EngineScorer(FakeEngine(parse_spec(target.rest)), _tokenizer(options) or fake_tokenizer())
-        case _:
+        case "py":
             name, function = load_function(target.rest)
             return EngineScorer(CallableEngine(name, function), _tokenizer(options))
+        case _:
+            return _open_engine(target, options)
+
+
+def _open_engine(target: Target, options: TargetOptions) -> EngineScorer:
+    load = find_engine(target.kind)
+    folder = Path(target.rest)
+    settings = EngineSettings(
+        model=folder,
+        dtype=options.dtype,
+        device=options.device or "cpu",
+        threads=options.threads,
+        adapters=options.adapters,
+    )
+    tokenizer = Tokenizer.from_directory(options.tokenizer or folder)  # first: it is read at once, weights are not
+    return EngineScorer(load(settings), tokenizer)
+
+
+def _refuse_engine_options(target: Target, options: TargetOptions) -> None:
+    for name in ("adapters", "dtype", "device"):
+        if getattr(options, name):
+            remote = target.kind in {"grpc", "grpcs"}
+            remedy = "give them to `dualtrace serve`" if remote else "it has no checkpoint; leave them out"
+            message = f"{name} were given for {target}, which takes none here: {remedy}"
+            raise InvalidArgument(Reason.CONFLICT, message, field=name)
 
 
 def _tokenizer(options: TargetOptions) -> Tokenizer | None:
     return None if options.tokenizer is None else Tokenizer.from_directory(options.tokenizer)
 
 
-def _connection(target: Target, options: TargetOptions) -> Connection:
+def find_connection(target: Target, options: TargetOptions) -> Connection:
+    """Where the sidecar of a grpc or grpcs target is, and how to be let in."""
+    _refuse_engine_options(target, options)
     plain = Connection(target.rest, token=options.token)
     if target.kind == "grpc":
         if options.ca_file or options.certificate_file or options.key_file:

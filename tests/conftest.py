@@ -29,7 +29,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--engines",
-        default="reference,fake",
+        default="reference,fake,torch,jax",
         help="engines the contract suite runs with, a comma list; one that is named and missing fails",
     )
 

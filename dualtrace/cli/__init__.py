@@ -7,13 +7,17 @@ from typing import Any
 import click
 
 from dualtrace import __version__
+from dualtrace.cli.adapter import adapter
 from dualtrace.cli.demo import demo
 from dualtrace.cli.describe import describe
 from dualtrace.cli.exits import guard
 from dualtrace.cli.health import health
 from dualtrace.cli.logprob import logprob
+from dualtrace.cli.mask import mask
+from dualtrace.cli.masked import masked
 from dualtrace.cli.model import model
 from dualtrace.cli.next import next_tokens
+from dualtrace.cli.preflight import preflight
 from dualtrace.cli.rolling import rolling
 from dualtrace.cli.score import score
 from dualtrace.cli.serve import serve
@@ -38,7 +42,8 @@ def main() -> None:
     \b
     A TARGET is what is asked:
       grpc://HOST:PORT      a running sidecar (grpcs:// over TLS)
-      reference:DIR         the float64 engine over a checkpoint folder
+      torch:DIR, jax:DIR    that engine over a checkpoint folder, in this process
+      reference:DIR         the float64 engine, likewise
       fake:SPEC             an engine without a model, for tries
       py:MODULE:FUNCTION    any logits(ids[T]) -> [T, V]
 
@@ -48,5 +53,6 @@ def main() -> None:
     """
 
 
-for _command in (describe, tokenize, logprob, rolling, next_tokens, score, serve, health, model, demo):
+_ASKING = (describe, tokenize, logprob, rolling, next_tokens, score, masked, preflight, mask)
+for _command in (*_ASKING, serve, health, model, adapter, demo):
     main.add_command(_command)

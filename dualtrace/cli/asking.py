@@ -137,6 +137,7 @@ def _tell_problems(run: Run) -> int:
     for entry in run.entries:
         if entry.problem is not None:
             problem = restore_problem(entry.problem, entry.item)
-            click.echo(f"item {entry.item}: {tell_problem(problem)}", err=True)
+            under = f", v{variant}" if (variant := getattr(entry, "variant", 0)) else ""
+            click.echo(f"item {entry.item}{under}: {tell_problem(problem)}", err=True)
     whole = len(run.problems) == len(run.entries)
     return exit_code(restore_problem(run.problems[0])) if whole else 1

@@ -11,7 +11,7 @@ from dualtrace.cli.inputs import Ask, ask_options
 from dualtrace.problems import InvalidArgument, Reason, Unavailable
 
 if TYPE_CHECKING:
-    from dualtrace.targets import TargetOptions
+    from dualtrace.client import Connection
 
 DEFAULT_SECONDS = 10.0
 
@@ -23,14 +23,14 @@ def health(ask: Ask) -> None:
     import asyncio
 
     from dualtrace.cli.output import write_json
-    from dualtrace.targets import parse_target
+    from dualtrace.targets import find_connection, parse_target
 
     target = parse_target(ask.target)
     if target.kind not in {"grpc", "grpcs"}:
         message = f"{ask.target} runs in this process; health is for grpc:// and grpcs://"
         raise InvalidArgument(Reason.MALFORMED, message, field="target")
-    options, tls = ask.target_options(), target.kind == "grpcs"
-    state = asyncio.run(_check(target.rest, tls, options, ask.timeout_seconds or DEFAULT_SECONDS))
+    connection = find_connection(target, ask.target_options())
+    state = asyncio.run(_check(connection, ask.timeout_seconds or DEFAULT_SECONDS))
     if ask.as_json:
         write_json({"kind": "dualtrace.health", "target": ask.target, "status": state})
     else:
@@ -39,26 +39,20 @@ def health(ask: Ask) -> None:
         click.get_current_context().exit(UNAVAILABLE)
 
 
-async def _check(address: str, tls: bool, options: TargetOptions, seconds: float) -> str:
+async def _check(connection: Connection, seconds: float) -> str:
     """The status' name, from the standard gRPC health service, which needs no token."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    async with _channel(address, tls, options) as channel:
+    from dualtrace.client import open_channel
+
+    async with open_channel(connection) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             response = await stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
         except grpc.aio.AioRpcError as error:
-            message = f"cannot ask {address}: {error.code().name}: {error.details()}; is a sidecar running there?"
+            message = (
+                f"cannot ask {connection.address}: {error.code().name}: {error.details()}; is a sidecar running there?"
+            )
             raise Unavailable(Reason.UNREACHABLE, message, field="target") from None
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
-
-
-def _channel(address: str, tls: bool, options: TargetOptions) -> Any:
-    import grpc
-
-    if not tls:
-        return grpc.aio.insecure_channel(address)
-    files = (options.ca_file, options.key_file, options.certificate_file)
-    parts = [None if file is None else file.read_bytes() for file in files]
-    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(*parts))

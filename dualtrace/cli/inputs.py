@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import click
 
@@ -39,8 +39,11 @@ STDIN_OR_FILE = click.Path(dir_okay=False, exists=True, allow_dash=True)
 class Ask:
     """Whom to ask and how: what every asking command is given first."""
 
-    target: str
+    target: str  # empty where a command needs none
     threads: int = 1
+    dtype: str = ""
+    device: str = ""
+    adapters: tuple[str, ...] = ()  # NAME=DIR each
     tokenizer: Path | None = None
     token_file: Path | None = None
     ca_file: Path | None = None
@@ -54,6 +57,9 @@ class Ask:
 
         return TargetOptions(
             threads=self.threads,
+            dtype=self.dtype,
+            device=self.device,
+            adapters=parse_adapters(self.adapters),
             tokenizer=self.tokenizer,
             token=None if self.token_file is None else read_token(self.token_file),
             ca_file=self.ca_file,
@@ -76,9 +82,20 @@ def command_options(function: Function) -> Function:
     )
 
 
-def ask_options(function: Function) -> Function:
+@overload
+def ask_options(function: Function) -> Function: ...
+@overload
+def ask_options(*, target_required: bool) -> Callable[[Function], Function]: ...
+def ask_options(
+    function: Function | None = None, *, target_required: bool = True
+) -> Function | Callable[[Function], Function]:
     """TARGET and everything needed to reach it; the function's first argument becomes one `Ask`."""
+    if function is None:
+        return lambda function: _add_ask_options(function, target_required)
+    return _add_ask_options(function, target_required)
 
+
+def _add_ask_options(function: Function, target_required: bool) -> Function:
     @functools.wraps(function)
     def command(**given: Any) -> Any:
         names = Ask.__dataclass_fields__
@@ -86,11 +103,15 @@ def ask_options(function: Function) -> Function:
         return function(ask, **given)
 
     options: tuple[Callable[[Function], Function], ...] = (
-        click.argument("target"),
+        click.argument("target", required=target_required, default=None if target_required else ""),
         click.option("--timeout", "timeout_seconds", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
                      help="Give up after so long; without it, wait as long as it takes."),
         click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True,
                      help="Threads of an engine in this process."),
+        click.option("--dtype", default="", help="Number type of an engine in this process; default: its own."),
+        click.option("--device", default="", help="Where an engine in this process computes; default: cpu."),
+        click.option("--adapter", "adapters", multiple=True, metavar="NAME=DIR",
+                     help="PEFT adapter of an engine in this process, for views; repeat it for several."),
         click.option("--tokenizer", type=FOLDER, help="Folder with the tokenizer.json of a target that has none."),
         click.option("--token-file", type=FILE, help="File with the bearer token for grpc:// and grpcs://."),
         click.option("--ca-file", type=FILE, help="PEM file of the authority to trust, for grpcs://."),
@@ -227,6 +248,21 @@ def parse_prefix(text: str | None) -> Prefix:
         message = f"prefix {text!r:.40} asked; write none, bos, eos or a token id"
         raise InvalidArgument(Reason.MALFORMED, message, field="--prefix", allowed="none, bos, eos, a token id")
     return Prefix(token_id=int(text))
+
+
+def parse_adapters(given: Sequence[str]) -> tuple[tuple[str, Path], ...]:
+    """`NAME=DIR` each. A colon would make a name that no --view can say."""
+    found: list[tuple[str, Path]] = []
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder) or ":" in name:
+            message = f"adapter {text!r:.80} is not understood; write NAME=DIR, the name without a colon"
+            raise InvalidArgument(Reason.MALFORMED, message, field="--adapter")
+        if name in dict(found):
+            message = f"two adapters are named {name!r:.80}; give each its own name"
+            raise InvalidArgument(Reason.DUPLICATE, message, field="--adapter")
+        found.append((name, Path(folder)))
+    return tuple(found)
 
 
 def read_token(file: Path) -> str:

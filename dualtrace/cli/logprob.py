@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +19,7 @@ from dualtrace.cli.inputs import (
     scoring_options,
     text_input,
 )
+from dualtrace.cli.sights import Sights, sight_options
 from dualtrace.problems import InvalidArgument, Reason
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from dualtrace.cli.asking import Answered
     from dualtrace.questions.asked import LogprobItem
     from dualtrace.runs import Run
+    from dualtrace.scorer import Scorer
 
 NAMES = ("--prompt", "--prompt-ids", "--prompt-file")
 TABLES_UP_TO = 8  # items that get a table of their own
@@ -45,9 +48,11 @@ TABLES_UP_TO = 8  # items that get a table of their own
     help="How text is cut into prompt and completion; default: joint.",
 )
 @click.option("--top-k", type=int, default=0, show_default=True, help="Also the most likely tokens at each place.")
+@sight_options
 @scoring_options
 def logprob(
     ask: Ask,
+    sights: Sights,
     prompt: str | None,
     prompt_ids: str | None,
     prompt_file: str | None,
@@ -74,7 +79,12 @@ def logprob(
         asked = read_items(items)
     cut = None if boundary is None else Boundary(boundary.upper())
     question = LogprobQuestion(asked, cut, parse_prefix(prefix), top_k, deterministic=deterministic)
-    present(ask, answer(ask, question, name_candidates=top_k > 0 and not ask.as_json), render_logprob)
+
+    async def prepare(scorer: Scorer, deadline: float | None) -> LogprobQuestion:
+        return replace(question, variants=await sights.variants(scorer, deadline))
+
+    answered = answer(ask, prepare, name_candidates=top_k > 0 and not ask.as_json)
+    present(ask, answered, lambda answered, run: render_logprob(answered, run, sights.labels))
 
 
 def _pair(
@@ -91,33 +101,26 @@ def _pair(
     return tuple(LogprobItem(prompt, one) for one in scored)
 
 
-def render_logprob(answered: Answered, run: Run) -> Iterator[RenderableType]:
-    """The tables of a logprob run: one per item while they are few, and one line per item where there are several."""
+def render_logprob(answered: Answered, run: Run, names: Sequence[str] = ()) -> Iterator[RenderableType]:
+    """The tables of a logprob run: one per item while they are few, and one line per item where there are several.
+
+    `names` are those of the variants, where there are any but the model itself.
+    """
     from rich.text import Text
 
-    from dualtrace.cli.output import output_console
-    from dualtrace.cli.tables import (
-        comparison_table,
-        describe_input,
-        item_summary,
-        model_line,
-        token_table,
-        usage_line,
-    )
+    from dualtrace.cli.tables import comparison_table, describe_input, model_line, usage_line
+    from dualtrace.cli.variant_tables import item_tables, items_of, legend, receipts
     from dualtrace.questions.asked import LogprobQuestion
-    from dualtrace.runs import ScoredItem
 
     assert isinstance(run.question, LogprobQuestion)
-    width = output_console().width
     labels = [describe_input(item.completion) for item in run.question.items]
     yield model_line(run.provenance)
-    for entry in run.entries if len(run.entries) <= TABLES_UP_TO else ():
-        if isinstance(entry, ScoredItem) and entry.token_ids:
-            yield Text(f"\nitem {entry.item}: {labels[entry.item]}", "bold") if len(labels) > 1 else Text("")
-            yield token_table(entry, entry.prompt_tokens, answered.pieces, width)
-            yield Text("")
-            yield item_summary(entry)
-    if len(run.entries) > 1:
+    yield from legend(names)
+    for item, entries in items_of(run) if len(labels) <= TABLES_UP_TO else ():
+        yield Text(f"\nitem {item}: {labels[item]}", "bold") if len(labels) > 1 else Text("")
+        yield from item_tables(entries, max(entry.prompt_tokens for entry in entries), answered.pieces)
+    if len(labels) > 1:
         yield Text("")
         yield comparison_table(run, labels)
+    yield from receipts(run, names)
     yield from usage_line(run)

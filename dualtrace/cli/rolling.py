@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from dualtrace.cli.inputs import STDIN_OR_FILE, Ask, ask_options, gather_inputs, parse_prefix, scoring_options
+from dualtrace.cli.sights import Sights, sight_options
 from dualtrace.problems import InvalidArgument, Reason
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from dualtrace.cli.asking import Answered
+    from dualtrace.questions.asked import RollingQuestion
     from dualtrace.runs import Run
+    from dualtrace.scorer import Scorer
 
 NAMES = ("--text", "--ids", "--file")
 
@@ -27,9 +31,11 @@ NAMES = ("--text", "--ids", "--file")
 @click.option("--max-tokens", type=int, help="Inputs of one window; default: as many as the model has positions.")
 @click.option("--stride", type=int, help="Tokens from one window to the next; default: --max-tokens.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Also the most likely tokens at each place.")
+@sight_options
 @scoring_options
 def rolling(
     ask: Ask,
+    sights: Sights,
     texts: tuple[str, ...],
     ids: tuple[str, ...],
     files: tuple[str, ...],
@@ -47,23 +53,27 @@ def rolling(
     if not inputs:
         raise InvalidArgument(Reason.MISSING, f"nothing to score; give {', '.join(NAMES)}", field="--text")
     question = RollingQuestion(inputs, parse_prefix(prefix), max_tokens, stride, top_k, deterministic=deterministic)
-    present(ask, answer(ask, question, name_candidates=top_k > 0 and not ask.as_json), render_rolling)
+
+    async def prepare(scorer: Scorer, deadline: float | None) -> RollingQuestion:
+        return replace(question, variants=await sights.variants(scorer, deadline))
+
+    answered = answer(ask, prepare, name_candidates=top_k > 0 and not ask.as_json)
+    present(ask, answered, lambda answered, run: render_rolling(answered, run, sights.labels))
 
 
-def render_rolling(answered: Answered, run: Run) -> Iterator[RenderableType]:
-    """The tables of a rolling run."""
+def render_rolling(answered: Answered, run: Run, names: Sequence[str] = ()) -> Iterator[RenderableType]:
+    """The tables of a rolling run; `names` are those of the variants."""
     from rich.text import Text
 
-    from dualtrace.cli.output import output_console
-    from dualtrace.cli.tables import item_summary, model_line, token_table, usage_line
-    from dualtrace.runs import ScoredItem
+    from dualtrace.cli.tables import model_line, usage_line
+    from dualtrace.cli.variant_tables import item_tables, items_of, legend, receipts
+    from dualtrace.questions.asked import RollingQuestion
 
-    width = output_console().width
+    assert isinstance(run.question, RollingQuestion)
     yield model_line(run.provenance)
-    for entry in run.entries:
-        if isinstance(entry, ScoredItem) and entry.token_ids:
-            yield Text(f"text {entry.item}", "bold") if len(run.entries) > 1 else Text("")
-            yield token_table(entry, 0, answered.pieces, width)
-            yield Text("")
-            yield item_summary(entry)
+    yield from legend(names)
+    for item, entries in items_of(run):
+        yield Text(f"\ntext {item}", "bold") if len(run.question.inputs) > 1 else Text("")
+        yield from item_tables(entries, 0, answered.pieces)
+    yield from receipts(run, names)
     yield from usage_line(run)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from dualtrace.cli.inputs import Ask, ask_options, parse_id_list, parse_ids, text_input
+from dualtrace.cli.sights import Sights, sight_options
 from dualtrace.cli.visible import show_piece
 from dualtrace.problems import InvalidArgument, Problem, Reason
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dualtrace.cli.asking import Answered
     from dualtrace.questions.asked import Input, ScoreQuestion
     from dualtrace.runs import Run
     from dualtrace.scorer import Scorer
@@ -32,9 +33,18 @@ if TYPE_CHECKING:
 @click.option("--softmax", is_flag=True, help="Softmax over the labels only, instead of full probabilities.")
 @click.option("--temperature", type=float, help="Divides the logprobs before --softmax; default: 1.")
 @click.option("--item-first", is_flag=True, help="The item stands before the query.")
+@click.option(
+    "--packing",
+    type=click.Choice(["hidden", "visible"]),
+    help="All items in one row behind one query: "
+    "hidden scores as without packing, visible as query + delimiter + item.",
+)
+@click.option("--delimiter", type=int, metavar="ID", help="Token id between packed items; visible needs it.")
+@sight_options
 @click.option("--deterministic", is_flag=True, help="Ask for bit-equal numbers whatever else the server runs.")
 def score(
     ask: Ask,
+    sights: Sights,
     query: str | None,
     query_ids: str | None,
     items: tuple[str, ...],
@@ -45,11 +55,14 @@ def score(
     softmax: bool,
     temperature: float | None,
     item_first: bool,
+    packing: str | None,
+    delimiter: int | None,
     deterministic: bool,
 ) -> None:
     """Score label tokens after query + item, for each item."""
     from dualtrace.cli.asking import answer, present
     from dualtrace.cli.inputs import one_input
+    from dualtrace.masks.packing import Convention
     from dualtrace.questions.asked import ScoreQuestion
 
     _check_labels(labels, label_texts, item_labels)
@@ -58,13 +71,17 @@ def score(
     shared = None if labels is None else parse_id_list(labels, "--labels")
     own = tuple(parse_id_list(one, "--item-labels") for one in item_labels) or None
 
+    convention = None if packing is None else Convention(f"MIS_{packing.upper()}_DELIMITER")
+    question = ScoreQuestion(
+        asked, tuple(inputs), shared, own, softmax, temperature, item_first, convention, delimiter,
+        deterministic=deterministic,
+    )  # fmt: skip
+
     async def prepare(scorer: Scorer, deadline: float | None) -> ScoreQuestion:
         found = await resolve_labels(scorer, label_texts, deadline) if label_texts else shared
-        return ScoreQuestion(
-            asked, tuple(inputs), found, own, softmax, temperature, item_first, deterministic=deterministic
-        )
+        return replace(question, labels=found, variants=await sights.variants(scorer, deadline))
 
-    present(ask, answer(ask, prepare), lambda answered, run: _render(answered, run, label_texts))
+    present(ask, answer(ask, prepare), lambda _answered, run: _render(run, label_texts, sights.labels))
 
 
 def _check_labels(labels: str | None, label_texts: Sequence[str], item_labels: Sequence[str]) -> None:
@@ -98,15 +115,18 @@ async def resolve_labels(scorer: Scorer, texts: Sequence[str], deadline: float |
     return tuple(ids)
 
 
-def _render(_answered: Answered, run: Run, label_texts: Sequence[str]) -> Iterator[RenderableType]:
+def _render(run: Run, label_texts: Sequence[str], variants: Sequence[str]) -> Iterator[RenderableType]:
     from rich.text import Text
 
     from dualtrace.cli.tables import model_line, score_table, usage_line
+    from dualtrace.cli.variant_tables import legend, receipts, variant_score_table
     from dualtrace.questions.asked import ScoreQuestion
 
     assert isinstance(run.question, ScoreQuestion)
     names = {one: text.encode() for one, text in zip(run.question.labels or (), label_texts, strict=False)}
     yield model_line(run.provenance)
+    yield from legend(variants)
     yield Text("")
-    yield score_table(run, names)
+    yield score_table(run, names) if len(variants) < 2 else variant_score_table(run, names)
+    yield from receipts(run, variants)
     yield from usage_line(run)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dualtrace.cli.inputs import FOLDER, command_options
+from dualtrace.cli.inputs import FOLDER, command_options, parse_adapters
 from dualtrace.problems import InvalidArgument, Reason
 from dualtrace.settings import SettingField, SidecarSettings, Sources, list_settings, read_settings, show_settings
 
@@ -59,6 +59,7 @@ def _setting_option(field: SettingField) -> Callable[[Function], Function]:
 @click.option("--revision", default="", help="Revision of the model in answers.")
 @click.option("--dtype", default="", help="Number type of the weights; default: the engine's own.")
 @click.option("--device", default="cpu", show_default=True, help="Where the engine computes.")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=DIR", help="PEFT adapter to load; repeat it.")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of settings.")
 @click.option("--print-config", is_flag=True, help="Show every setting with its source, and end.")
 @click.option("--stop-with-stdin", is_flag=True, help="Stop when standard input ends: for a parent that may be killed.")
@@ -67,7 +68,7 @@ def _setting_option(field: SettingField) -> Callable[[Function], Function]:
 def serve(
     engine: str, config: Path | None, print_config: bool, stop_with_stdin: bool, as_json: bool, **given: Any
 ) -> None:
-    """Serve ENGINE (reference, fake, or an installed one) over gRPC until it is told to stop.
+    """Serve ENGINE (torch, jax, reference, fake, or an installed one) over gRPC until it is told to stop.
 
     Prints `listening on HOST:PORT` on standard output when it is ready. SIGTERM or Ctrl-C lets running calls end
     first; a second one stops at once.
@@ -84,7 +85,7 @@ def serve(
 
 def _run(
     name: str, settings: SidecarSettings, as_json: bool, model: Path | None, spec: str | None,
-    tokenizer: Path | None, **engine_options: str,
+    tokenizer: Path | None, adapters: tuple[str, ...], **engine_options: str,
 ) -> None:  # fmt: skip
     import asyncio
 
@@ -95,13 +96,17 @@ def _run(
     if model is None and name != "fake":
         message = f"the engine {name} needs --model DIR; `dualtrace model tiny DIR` makes a small one"
         raise InvalidArgument(Reason.MISSING, message, field="--model")
+    if adapters and name == "fake":
+        message = "the fake engine has no weights that an adapter could change; leave --adapter out"
+        raise InvalidArgument(Reason.CONFLICT, message, field="--adapter")
     metrics = Metrics()
     engine_settings = EngineSettings(
         model=model or Path(),
         threads=settings.threads,
         step_tokens=settings.step_tokens,
+        adapters=parse_adapters(adapters),
         options={} if spec is None else {"spec": spec},
-        **engine_options,  # type: ignore[arg-type]  # dtype, device, model_id, revision
+        **engine_options,  # dtype, device, model_id, revision
     )
     scorer = load_scorer(name, engine_settings, tokenizer or model, settings, metrics)
     asyncio.run(serve_scorer(scorer, settings, metrics, lambda message: _announce(message, as_json)))

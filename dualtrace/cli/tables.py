@@ -137,17 +137,20 @@ def item_summary(item: ScoredItem) -> Table:
 
 
 def comparison_table(run: Run, labels: Sequence[str]) -> Table:
-    """One line an item: what several completions come to."""
+    """One line an item, or an item and variant: what several completions come to."""
+    entries = sorted((one for one in run.entries if isinstance(one, ScoredItem)), key=lambda e: (e.item, e.variant))
+    has_variants = any(entry.variant for entry in entries)
     columns = [figures("item"), Column("completion", overflow="fold", max_width=32)]
+    columns += [figures("variant")] if has_variants else []
     columns += [figures(name) for name in ("tokens", "total", "mean", "greedy")]
     table = plain_table(columns)
-    for entry in run.entries:
-        assert isinstance(entry, ScoredItem)
+    for entry in entries:
+        variant = [Text(f"v{entry.variant}")] if has_variants else []
         scored = sum(value is not None for value in entry.token_logprobs)
         greedy = Text("failed", "red") if entry.problem else Text("yes" if entry.is_greedy else "no")
         label = labels[entry.item] if entry.item < len(labels) else ""
         total, mean = number(entry.total_logprob), number(entry.mean_logprob)
-        table.add_row(count(entry.item), Text(label), count(scored), total, mean, greedy)
+        table.add_row(count(entry.item), Text(label), *variant, count(scored), total, mean, greedy)
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualtrace.client import Client
+from dualtrace.engine import int_array
 from dualtrace.engine_scorer import EngineScorer
-from dualtrace.problems import InvalidArgument, Problem, Reason
+from dualtrace.problems import InvalidArgument, Problem, Reason, Unsupported
+from dualtrace.questions.answers import NextTokens
+from dualtrace.questions.asked import Input, NextTokenQuestion
+from dualtrace.scorer import ask_one
 from dualtrace.targets import GRAMMAR, Target, TargetOptions, open_target, parse_target
+from tests.support.adapters import tiny_adapter
 from tests.support.tiny import tiny_model
 
 KINDS = ("grpc", "grpcs", "reference", "fake", "py")
@@ -137,3 +143,66 @@ async def test_an_engine_in_this_process_is_an_engine_scorer() -> None:
     scorer = await open_target(parse_target("fake:"), TargetOptions())
     assert isinstance(scorer, EngineScorer)
     await scorer.close()
+
+
+@pytest.mark.parametrize("kind", ["torch", "jax"])
+def test_an_engine_over_a_checkpoint_is_a_target(kind: str) -> None:
+    assert parse_target(f"{kind}:models/tiny") == Target(kind, "models/tiny")
+
+
+def announce(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    points = [EntryPoint(name, value, "dualtrace.engines")]
+    monkeypatch.setattr("dualtrace.engine_registry.metadata.entry_points", lambda group: points)
+
+
+@pytest.mark.parametrize("kind", ["torch", "jax"])
+async def test_a_missing_framework_is_told_with_the_extra_that_brings_it(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce(monkeypatch, kind, "absent_framework_of_ours:load")
+    with pytest.raises(Unsupported, match=rf"pip install 'dualtrace\[{kind}\]'"):
+        await open_target(parse_target(f"{kind}:{tiny_model()}"), TargetOptions())
+
+
+async def test_an_announced_engine_is_a_target_and_gets_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    announce(monkeypatch, "mine", "dualtrace.reference:load")
+    folder = tiny_model()
+    options = TargetOptions(adapters=(("a", tiny_adapter(folder)),), dtype="float64", device="cpu")
+    scorer = await open_target(parse_target(f"mine:{folder}"), options)
+    card = await scorer.describe()
+    await scorer.close()
+    assert card.adapters == ("a",)
+
+
+def test_an_engine_that_nobody_announced_is_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    announce(monkeypatch, "mine", "dualtrace.reference:load")
+    with pytest.raises(InvalidArgument):
+        parse_target("yours:x")
+
+
+async def test_a_number_type_that_the_engine_has_not_is_refused() -> None:
+    with pytest.raises(Unsupported, match="int3"):
+        await open_target(parse_target(f"reference:{tiny_model()}"), TargetOptions(dtype="int3"))
+
+
+@pytest.mark.parametrize("name", ["adapters", "dtype", "device"])
+@pytest.mark.parametrize("target", ["grpc://localhost:1", "fake:", "py:math:sqrt"])
+async def test_what_a_target_cannot_use_is_a_conflict_and_never_ignored(target: str, name: str) -> None:
+    value = (("a", Path("x")),) if name == "adapters" else "x"
+    with pytest.raises(InvalidArgument) as caught:
+        await open_target(parse_target(target), TargetOptions(**{name: value}))  # type: ignore[arg-type]
+    assert (caught.value.reason, caught.value.detail.field) == (Reason.CONFLICT, name)
+
+
+@pytest.mark.torch
+async def test_a_torch_target_answers_as_the_reference_does() -> None:
+    folder = tiny_model()
+    question = NextTokenQuestion((Input(ids=int_array([5, 6, 7])),), top_k=3)
+    found = []
+    for kind in ("torch", "reference"):
+        scorer = await open_target(parse_target(f"{kind}:{folder}"), TargetOptions())
+        outcome = (await ask_one(scorer, question)).results[0].outcome
+        await scorer.close()
+        assert isinstance(outcome, NextTokens)
+        found.append(outcome.top_ids.tolist())
+    assert found[0] == found[1]
