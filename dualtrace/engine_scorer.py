@@ -54,7 +54,7 @@ from dualtrace.questions.explain import answer_explain
 from dualtrace.questions.logprob import plan_logprob
 from dualtrace.questions.masked_forward import plan_masked_forward
 from dualtrace.questions.next_token import plan_next_token, read_next_token
-from dualtrace.questions.outcome import Outcome
+from dualtrace.questions.outcome import Outcome, view_receipts
 from dualtrace.questions.rolling import plan_rolling
 from dualtrace.questions.score import plan_score, read_score
 from dualtrace.questions.sight import check_variant
@@ -133,6 +133,9 @@ class EngineScorer:
                 return self._keep(question)
 
     def _refuse_what_the_engine_cannot(self, question: Question) -> None:
+        if isinstance(question, MaskedForwardQuestion | ExplainMaskQuestion) and not self._context.masks:
+            message = f"{question.kind.value} asked; this engine applies no masks (see Describe)"
+            raise Unsupported(Reason.UNSUPPORTED_MASK, message)
         asked = getattr(question, "deterministic", False)
         if asked and not self._card.capabilities.deterministic:
             message = "deterministic asked; this engine cannot promise it (see Describe); leave it out"
@@ -187,7 +190,8 @@ class EngineScorer:
         execution = self._execution(ticket, begun, tokenize_seconds, question.deterministic)
         results = read_next_token(plan, outcomes, self._context)
         usage = Usage(plan.prompt_tokens, execution.computed_tokens)
-        yield NextTokenAnswer(results, self._card.provenance, usage, execution)
+        worn = view_receipts((p.variant, outcomes[p.row]) for p in plan.places if p.row is not None)
+        yield NextTokenAnswer(results, self._card.provenance, usage, execution, worn)
 
     async def _score(self, question: ScoreQuestion, deadline: float | None) -> AsyncIterator[ScoreAnswer]:
         begun = time.monotonic()
@@ -196,7 +200,8 @@ class EngineScorer:
         outcomes, ticket = await self._collect(plan.rows, deadline, question.deterministic)
         execution = self._execution(ticket, begun, tokenize_seconds, question.deterministic)
         usage = Usage(plan.prompt_tokens, execution.computed_tokens)
-        yield ScoreAnswer(read_score(plan, outcomes), self._card.provenance, usage, execution)
+        worn = view_receipts((p.variant, outcomes[p.row]) for p in plan.places if p.problem is None)
+        yield ScoreAnswer(read_score(plan, outcomes), self._card.provenance, usage, execution, worn)
 
     async def _tokenize(self, question: TokenizeQuestion) -> AsyncIterator[TokenizeAnswer]:
         yield await self._in_thread(answer_tokenize, question)

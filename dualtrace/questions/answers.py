@@ -176,11 +176,20 @@ class NextTokenResult:
 
 
 @dataclass(frozen=True)
+class ViewReceipt:
+    """Which modules got an adapter's delta under a variant. Plain views have none."""
+
+    variant: int
+    delta_modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class NextTokenAnswer:
     results: tuple[NextTokenResult, ...]
     provenance: ModelProvenance
     usage: Usage
     execution: Execution
+    views: tuple[ViewReceipt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,6 +209,7 @@ class ScoreAnswer:
     provenance: ModelProvenance
     usage: Usage
     execution: Execution
+    views: tuple[ViewReceipt, ...] = ()
 
 
 @dataclass(frozen=True)

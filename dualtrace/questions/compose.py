@@ -148,6 +148,19 @@ def check_answer(entries: int, limits: Limits, field: str) -> None:
         raise InvalidArgument(Reason.TOO_MANY, message, field=field, allowed=f"0-{most}")
 
 
+MAX_RECEIPT_HEADS = 1_048_576
+
+
+def check_receipts(variants: Sequence[Variant], items: int, context: Context) -> None:
+    """Receipts name layers and heads; those of a unary answer must fit one message together."""
+    masked = sum(1 for variant in variants if variant.mask is not None) * items
+    heads = masked * context.geometry.layers * context.geometry.heads
+    if heads > MAX_RECEIPT_HEADS:
+        most = MAX_RECEIPT_HEADS // (context.geometry.layers * context.geometry.heads)
+        message = f"{masked} masked answers asked; their receipts fit one answer up to {most}; split the request"
+        raise InvalidArgument(Reason.TOO_MANY, message, field="variants", allowed=f"0-{most}")
+
+
 def check_work(count: int, limits: Limits) -> None:
     if count > limits.max_work_tokens:
         most = limits.max_work_tokens

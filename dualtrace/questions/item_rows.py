@@ -56,13 +56,16 @@ def check_all(variants: Sequence[Variant], context: Context) -> None:
         check_variant(variant, context, f"variants[{index}]")
 
 
-def rows_of_item(item: WholeItem, variants: Sequence[Variant], context: Context) -> VariantRows:
-    """The item's rows under each variant; a variant that cannot meet this item is refused for it alone."""
+def rows_of_item(item: WholeItem, variants: Sequence[Variant], context: Context, first: int = 0) -> VariantRows:
+    """The item's rows under each variant; a variant that cannot meet this item is refused for it alone.
+
+    `first` is the number of the first of these variants in the request.
+    """
     found = VariantRows()
     if not item.tokens_read.size:
         return found
     sequence = item.sequence()
-    for number, variant in enumerate(variants):
+    for number, variant in enumerate(variants, first):
         try:
             found.rows.append(plan_row(item, sequence, number, variant, context))
         except Problem as problem:

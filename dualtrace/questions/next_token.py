@@ -18,6 +18,7 @@ from dualtrace.questions.compose import (
     check_chars,
     check_count,
     check_distinct_ids,
+    check_receipts,
     check_tokens,
     check_top_k,
     check_variants,
@@ -61,6 +62,7 @@ def plan_next_token(question: NextTokenQuestion, context: Context) -> NextTokenP
     check_count(len(question.prompts), context.limits, "prompts", least=0)
     check_variants(question.variants, context.limits, len(question.prompts))
     check_all(question.variants, context)
+    check_receipts(question.variants, len(question.prompts), context)
     check_top_k(question.top_k, context.limits)
     check_chars(question.prompts, context.limits)
     extra = check_distinct_ids(question.extra_token_ids, context, "extra_token_ids")

@@ -5,11 +5,12 @@ It must not know questions, queues or the wire.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dualtrace.engine import Readout
 from dualtrace.problems import BadNumbers, Internal, Problem, Reason
-from dualtrace.questions.answers import Applied
+from dualtrace.questions.answers import Applied, ViewReceipt
 from dualtrace.questions.sight import Proof, Sight
 
 
@@ -39,6 +40,16 @@ class Outcome:
                 return readout, int(found[0])
         raise Internal(Reason.ENGINE_FAILED, f"the engine never read row {row}")
 
+    @property
+    def delta_modules(self) -> tuple[str, ...]:
+        return self.proof.delta_modules
+
     def applied(self, sight: Sight) -> Applied | None:
         """The receipt of the row's mask, checked; raises MASK_NOT_APPLIED."""
         return self.proof.check(sight)
+
+
+def view_receipts(placed: Iterable[tuple[int, Outcome]]) -> tuple[ViewReceipt, ...]:
+    """One receipt per variant that got a delta, from (variant, outcome) pairs; all rows of a variant wear the same."""
+    modules = {variant: outcome.delta_modules for variant, outcome in placed if outcome.delta_modules}
+    return tuple(ViewReceipt(variant, modules[variant]) for variant in sorted(modules))

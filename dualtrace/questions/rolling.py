@@ -135,8 +135,4 @@ def _masked_rows(
         return VariantRows(refused=[Refused(index, number, problem)])
     text = question.inputs[index].text
     whole = WholeItem(index, item, scored_tokens(item), question.top_k, None if text is None else len(text))
-    found = rows_of_item(whole, (question.variants[number],), context)
-    return VariantRows(
-        [replace(row, variant=number) for row in found.rows],
-        [replace(entry, variant=number) for entry in found.refused],
-    )
+    return rows_of_item(whole, (question.variants[number],), context, first=number)

@@ -20,6 +20,7 @@ from dualtrace.questions.compose import (
     check_chars,
     check_count,
     check_distinct_ids,
+    check_receipts,
     check_tokens,
     check_variants,
     placed,
@@ -37,6 +38,7 @@ def plan_score(question: ScoreQuestion, context: Context) -> ScorePlan:
     check_count(len(question.items), context.limits, "items", least=0)
     check_variants(question.variants, context.limits, len(question.items))
     check_all(question.variants, context)
+    check_receipts(question.variants, len(question.items), context)
     labels = _labels(question, context)
     check_answer(sum(ids.size for ids in labels) * len(question.variants), context.limits, "label_token_ids")
     temperature = _temperature(question)

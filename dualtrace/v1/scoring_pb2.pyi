@@ -510,6 +510,7 @@ class ScoreResponse(_message.Message):
     PROVENANCE_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
+    VIEWS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreResult]:
         """Items in order, for the first variant, then for the second, ..."""
@@ -520,6 +521,10 @@ class ScoreResponse(_message.Message):
     def usage(self) -> Global___Usage: ...
     @_builtins.property
     def execution(self) -> _model_pb2.Execution: ...
+    @_builtins.property
+    def views(self) -> _containers.RepeatedCompositeFieldContainer[Global___ViewReceipt]:
+        """One per variant whose view added a delta."""
+
     def __init__(
         self,
         *,
@@ -527,14 +532,40 @@ class ScoreResponse(_message.Message):
         provenance: _model_pb2.ModelProvenance | None = ...,
         usage: Global___Usage | None = ...,
         execution: _model_pb2.Execution | None = ...,
+        views: _abc.Iterable[Global___ViewReceipt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "provenance", b"provenance", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "provenance", b"provenance", "results", b"results", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "provenance", b"provenance", "results", b"results", "usage", b"usage", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
+
+@_typing.final
+class ViewReceipt(_message.Message):
+    """Which modules got an adapter's delta under a variant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    DELTA_MODULES_FIELD_NUMBER: _builtins.int
+    variant: _builtins.int
+    @_builtins.property
+    def delta_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        variant: _builtins.int = ...,
+        delta_modules: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta_modules", b"delta_modules", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ViewReceipt: _TypeAlias = ViewReceipt  # noqa: Y015
 
 @_typing.final
 class ScoreResult(_message.Message):
@@ -1315,6 +1346,7 @@ class NextTokenDistResponse(_message.Message):
     PROVENANCE_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
+    VIEWS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___NextTokenDistResult]:
         """Prompts in order, for the first variant, then for the second, ..."""
@@ -1325,6 +1357,10 @@ class NextTokenDistResponse(_message.Message):
     def usage(self) -> Global___Usage: ...
     @_builtins.property
     def execution(self) -> _model_pb2.Execution: ...
+    @_builtins.property
+    def views(self) -> _containers.RepeatedCompositeFieldContainer[Global___ViewReceipt]:
+        """One per variant whose view added a delta."""
+
     def __init__(
         self,
         *,
@@ -1332,10 +1368,11 @@ class NextTokenDistResponse(_message.Message):
         provenance: _model_pb2.ModelProvenance | None = ...,
         usage: Global___Usage | None = ...,
         execution: _model_pb2.Execution | None = ...,
+        views: _abc.Iterable[Global___ViewReceipt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "provenance", b"provenance", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "provenance", b"provenance", "results", b"results", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "provenance", b"provenance", "results", b"results", "usage", b"usage", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,7 @@ from dualtrace.questions.answers import (
     ScoreResult,
     Tail,
     TokenizeAnswer,
+    ViewReceipt,
 )
 from dualtrace.v1 import scoring_pb2 as pb
 from dualtrace.wire import problem as problem_wire
@@ -42,6 +43,7 @@ def next_token_to_pb(answer: NextTokenAnswer) -> pb.NextTokenDistResponse:
         provenance=provenance_to_pb(answer.provenance),
         usage=usage_to_pb(answer.usage),
         execution=execution_to_pb(answer.execution),
+        views=[pb.ViewReceipt(variant=v.variant, delta_modules=v.delta_modules) for v in answer.views],
     )
 
 
@@ -75,6 +77,7 @@ def next_token_from_pb(message: pb.NextTokenDistResponse) -> NextTokenAnswer:
         provenance_from_pb(message.provenance),
         usage_from_pb(message.usage),
         execution_from_pb(message.execution),
+        tuple(ViewReceipt(view.variant, tuple(view.delta_modules)) for view in message.views),
     )
 
 
@@ -115,6 +118,7 @@ def score_to_pb(answer: ScoreAnswer) -> pb.ScoreResponse:
         provenance=provenance_to_pb(answer.provenance),
         usage=usage_to_pb(answer.usage),
         execution=execution_to_pb(answer.execution),
+        views=[pb.ViewReceipt(variant=v.variant, delta_modules=v.delta_modules) for v in answer.views],
     )
 
 
@@ -135,6 +139,7 @@ def score_from_pb(message: pb.ScoreResponse) -> ScoreAnswer:
         provenance_from_pb(message.provenance),
         usage_from_pb(message.usage),
         execution_from_pb(message.execution),
+        tuple(ViewReceipt(view.variant, tuple(view.delta_modules)) for view in message.views),
     )
 
 

@@ -38,6 +38,7 @@ from dualtrace.reference import load
 from dualtrace.scorer import ask_one
 from dualtrace.tokens import Tokenizer
 from dualtrace.views import finetuned
+from tests.support.adapters import tiny_adapter
 from tests.support.scorers import all_events, connected, fake_scorer, only
 from tests.support.tiny import tiny_model
 
@@ -333,3 +334,31 @@ async def test_an_engine_that_does_not_apply_the_mask_is_found_out() -> None:
         events = await all_events(client, masked(edge((8, 12), (1, 3)), s.MaskSpec()))
     assert [(e.variant, e.problem.reason) for e in only(events, ItemProblem)] == [(0, Reason.MASK_NOT_APPLIED)]
     assert [event.variant for event in only(events, ItemDone)] == [1]
+
+
+async def test_a_refused_variant_of_a_rolling_text_is_named_by_its_own_number(client: Client) -> None:
+    variants = (Variant(), Variant(mask=s.MaskSpec(base=s.Full())))
+    events = await all_events(client, RollingQuestion((Input(text=TEXT),), variants=variants))
+    problems = only(events, ItemProblem)
+    assert [(event.variant, event.problem.detail.field) for event in problems] == [(1, "variants[1].allow_leak")]
+
+
+async def test_an_engine_without_masks_explains_none() -> None:
+    async with connected(fake_scorer()) as client:
+        with pytest.raises(Unsupported) as caught:
+            await client.explain_mask(ExplainMaskQuestion(Input(text="a b"), s.MaskSpec()))
+    assert caught.value.reason is Reason.UNSUPPORTED_MASK
+
+
+async def test_next_and_score_tell_which_modules_a_view_reached() -> None:
+    folder = tiny_model()
+    settings = EngineSettings(model=folder, adapters=(("mine", tiny_adapter(folder)),))
+    scorer = EngineScorer(load(settings), Tokenizer.from_directory(folder))
+    variants = (Variant(), Variant(finetuned("mine")))
+    async with connected(scorer) as client:
+        following = await client.next_token(NextTokenQuestion((Input(text=TEXT),), top_k=1, variants=variants))
+        scored = await client.score(ScoreQuestion(Input(text="a "), (Input(text="b"),), labels=(5,), variants=variants))
+    for answer in (following, scored):
+        assert [view.variant for view in answer.views] == [1]
+        assert all(name.startswith("model.layers.") for name in answer.views[0].delta_modules)
+        assert answer.views[0].delta_modules
