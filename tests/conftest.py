@@ -69,7 +69,16 @@ def engine_name(request: pytest.FixtureRequest) -> str:
     return name
 
 
+# Compiling dominates there: in `make test` JAX meets one Llama and one GPT-2, in `make test-all` every model.
+SLOW_PAIRS = {("jax", "llama mha"), ("jax", "llama mqa")}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m "not slow" looks at the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if (parameters.get("engine_name"), parameters.get("model")) in SLOW_PAIRS:
+            item.add_marker("slow")
     if importlib.util.find_spec("torch") is None:
         for item in items:
             if item.get_closest_marker("torch") is not None:
