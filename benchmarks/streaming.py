@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
+from benchmarks.sidecars import sidecar
 from benchmarks.table import Row, spread
 from dualtrace.client import Client, Connection
 from dualtrace.engine import int_array
@@ -18,24 +15,6 @@ from dualtrace.questions.asked import Input, RollingQuestion
 
 TOKENS = 4096
 REPEATS = 30
-
-
-@contextmanager
-def sidecar(*arguments: str) -> Iterator[str]:
-    """A sidecar process on a free port; its address. Always ended."""
-    command = [sys.executable, "-m", "dualtrace.cli", "serve", *arguments, "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("listening on "):
-                yield line.split()[-1]
-                break
-        else:
-            raise RuntimeError(f"{' '.join(command)} ended before it listened")
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 async def _stream(address: str) -> tuple[list[float], list[float], list[float], int]:
@@ -62,8 +41,8 @@ async def _stream(address: str) -> tuple[list[float], list[float], list[float], 
 
 
 def measure() -> list[Row]:
-    with sidecar("fake", "--spec", "vocab=64") as address:
-        whole, inside, first, chunks = asyncio.run(_stream(address))
+    with sidecar("fake", "--spec", "vocab=64") as started:
+        whole, inside, first, chunks = asyncio.run(_stream(started.address))
     wire = statistics.median(whole) - statistics.median(inside)
     shape = f"{TOKENS} tokens, {chunks} chunks"
     return [

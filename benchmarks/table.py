@@ -1,6 +1,6 @@
 """The table that every benchmark fills: what was measured, in which shape, and the figure.
 
-It knows rows of text. It must not know what is measured.
+It knows rows of text and how figures of alternating runs become one. It must not know what is measured.
 """
 
 from __future__ import annotations
@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
+
+
+class Missing(Exception):  # noqa: N818 - it is told in the table, and the run goes on
+    """Something that a row compares with is not there; says what and why."""
 
 
 @dataclass(frozen=True)
@@ -24,28 +28,43 @@ class Row:
     note: str = ""
 
 
-def medians(functions: dict[str, Callable[[], float]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Run the functions in turn, A B A B ..., so that a drifting machine hurts all alike; sorted figures by name."""
+def rounds(functions: dict[str, Callable[[], float]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Run the functions in turn, A B A B ..., so that a drifting machine hurts all alike; figures by name, by round."""
     figures: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warm_up + repeats):
         for name, function in functions.items():
             value = function()
             if number >= warm_up:
                 figures[name].append(value)
-    return {name: sorted(values) for name, values in figures.items()}
+    return figures
 
 
-def spread(values: list[float], unit: str = "ms", scale: float = 1e3) -> str:
+def spread(values: Sequence[float], unit: str = "ms", scale: float = 1e3) -> str:
     """`median (min-max)`."""
-    return f"{statistics.median(values) * scale:.1f} {unit} ({values[0] * scale:.1f}-{values[-1] * scale:.1f})"
+    low, high = min(values) * scale, max(values) * scale
+    digits = 2 if high < 100 and scale == 1 else 1 if high < 1000 else 0
+    return f"{statistics.median(values) * scale:.{digits}f} {unit} ({low:.{digits}f}-{high:.{digits}f})"
 
 
-def print_rows(rows: list[Row]) -> None:
+def ratio(left: Sequence[float], right: Sequence[float]) -> str:
+    """How many times `right` `left` is: of each round by itself, for both sides of a round met the same machine."""
+    return spread([one / other for one, other in zip(left, right, strict=True)], "×", 1)
+
+
+def largest_difference(left: Sequence[float], right: Sequence[float]) -> str:
+    return f"max |difference| {max(abs(a - b) for a, b in zip(left, right, strict=True)):.1e}"
+
+
+def print_rows(rows: Sequence[Row], load_before: float) -> None:
     load = os.getloadavg()[0]
     cores = len(os.sched_getaffinity(0))
-    table = Table(title=f"{time.strftime('%Y-%m-%d')}, {cores} cores, load {load:.1f} at the end; median (min-max)")
+    table = Table(
+        title=f"{time.strftime('%Y-%m-%d %H:%M')}, {cores} cores, load {load_before:.1f} before and {load:.1f} after "
+        "(our own work counts); median (min-max) of alternating runs"
+    )
     for name in ("what", "shape", "seen", "target", "note"):
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(row.what, row.shape, row.seen, row.target, row.note)
-    Console().print(table)
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=180).print(table)

@@ -1,0 +1,45 @@
+"""Four views of one model in one batch, against as many rows of the base alone."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from benchmarks import shapes
+from benchmarks.asking import Caller, caller
+from benchmarks.sidecars import model_folder, model_sidecar
+from benchmarks.table import Row, ratio, rounds, spread
+from dualtrace.models.tiny_adapter import write_tiny_adapter
+from dualtrace.questions.asked import Variant
+from dualtrace.views import BASE, Noise, finetuned, null, scaled
+
+REPEATS = 7
+TEXTS, TOKENS = 2, 128
+
+
+def measure() -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        usual = write_tiny_adapter(Path(folder) / "usual", model_folder(), rank=8, alpha=16)
+        wide = write_tiny_adapter(Path(folder) / "wide", model_folder(), rank=8, alpha=16, targets="all-linear")
+        flags = ("--adapter", f"usual={usual}", "--adapter", f"wide={wide}")
+        with model_sidecar("torch", *flags) as sidecar, caller(sidecar.address) as ours:
+            return [
+                *_measure_adapter(ours, "usual", "rank 8, q_proj and v_proj"),
+                *_measure_adapter(ours, "wide", "rank 8, all seven linear modules"),
+            ]
+
+
+def _measure_adapter(ours: Caller, name: str, words: str) -> list[Row]:
+    views = (BASE, finetuned(name), scaled(name, 0.5), null(name, Noise(seed=1)))
+    mixed = shapes.rolling(40, TEXTS, TOKENS, tuple(Variant(view) for view in views))
+    plain = shapes.rolling(40, TEXTS * len(views), TOKENS)
+    figures = rounds(
+        {"mixed": lambda: ours.ask(mixed).seconds, "base": lambda: ours.ask(plain).seconds}, REPEATS, warm_up=2
+    )
+    tokens = [ours.ask(question).execution.computed_tokens for question in (mixed, plain)]
+    shape = f"{TEXTS} texts × 4 views × {TOKENS}"
+    return [
+        Row("four views in one batch, torch", shape, spread(figures["mixed"]), note=f"{words}; {tokens[0]} tokens"),
+        Row("  base alone", f"8 texts × {TOKENS}", spread(figures["base"]), note=f"{tokens[1]} tokens computed"),
+        Row("  time over base", "", ratio(figures["mixed"], figures["base"]), "<= 1.10"),
+    ]
