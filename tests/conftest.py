@@ -70,7 +70,7 @@ def engine_name(request: pytest.FixtureRequest) -> str:
 
 
 # Compiling dominates there: in `make test` JAX meets one Llama and one GPT-2, in `make test-all` every model.
-SLOW_PAIRS = {("jax", "llama mha"), ("jax", "llama mqa")}
+SLOW_PAIRS = [("jax", "llama mha"), ("jax", "llama mqa")]
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m "not slow" looks at the markers
