@@ -4,6 +4,7 @@
     engine, loading            the engine itself; settings, checkpoint and device become one
     families/                  one small declarative file per model family: config keys and weight names
     architecture, config, rope what a family's file is written with
+    mesh                       one model over several devices
     weights                    the checkpoint's tensors, stacked over layers
     model, attention, lora     the decoder, as compiled functions
     shapes, programs           padded buckets and the compiled functions that exist

@@ -16,6 +16,7 @@ from backend_jax.config import Keys
 from backend_jax.device import PRECISION, house_rules, keep_compiled, start_client
 from backend_jax.engine import JaxEngine
 from backend_jax.families import Family, find_family
+from backend_jax.mesh import AXIS, OPTION, Spread, open_spread
 from backend_jax.programs import Programs
 from backend_jax.reader import Reader
 from backend_jax.runner import Runner
@@ -42,18 +43,19 @@ def load(settings: EngineSettings) -> JaxEngine:
     keys = Keys(checkpoint.config)
     architecture = family.read(keys)
     keys.finish()
+    spread = open_spread(settings.options.get(OPTION), device, settings.device, architecture)
     with house_rules(), jax.default_device(device):
-        weights = load_weights(checkpoint, family, architecture, dtype)
+        weights = load_weights(checkpoint, family, architecture, dtype, spread)
     modules = module_names(family, architecture)
     shelf = AdapterShelf.open(
         settings.adapters, {name: architecture.linear_shape(role)[::-1] for name, (role, _layer) in modules.items()}
     )
-    card = _card(settings, checkpoint, family, architecture, device, shelf.digests)
+    card = _card(settings, checkpoint, family, architecture, _name_device(device, spread), shelf.digests)
     checkpoint.close()
     programs = Programs()
-    runner = Runner(architecture, weights, programs, modules, shelf.delta)
+    runner = Runner(architecture, weights, programs, modules, shelf.delta, spread)
     head = weights["embedding"] if architecture.tied else weights["head"]
-    reader = Reader(programs, head, architecture.logit_softcap)
+    reader = Reader(programs, head, architecture.logit_softcap, spread)
     return JaxEngine(card, runner, reader, programs, settings.step_tokens)
 
 
@@ -63,10 +65,10 @@ def _check(settings: EngineSettings) -> np.dtype[Any]:
         allowed = ", ".join(DTYPES)
         message = f"dtype {name!r} asked; the JAX engine knows {allowed}"
         raise Unsupported(Reason.MODEL_UNSUPPORTED, message, field="dtype", allowed=allowed)
-    if settings.options:
-        unknown = min(settings.options)
-        message = f"option {unknown!r} given; the JAX engine has none"
-        raise InvalidArgument(Reason.UNKNOWN_FIELD, message, field=unknown)
+    if strange := set(settings.options) - {OPTION}:
+        unknown = min(strange)
+        message = f"option {unknown!r} given; the JAX engine knows {OPTION}"
+        raise InvalidArgument(Reason.UNKNOWN_FIELD, message, field=unknown, allowed=OPTION)
     if settings.step_tokens < 1:
         message = f"step_tokens {settings.step_tokens} asked; at least 1"
         raise InvalidArgument(Reason.OUT_OF_RANGE, message, field="step_tokens", allowed="1 or more")
@@ -74,12 +76,20 @@ def _check(settings: EngineSettings) -> np.dtype[Any]:
     return dtype
 
 
+def _name_device(device: jax.Device, spread: Spread | None) -> str:
+    plain = device.platform == "cpu"
+    if spread is None:
+        return "cpu" if plain else f"{device.platform}:{device.id} {device.device_kind}"
+    kind = "cpu" if plain else f"{device.platform} {device.device_kind}"
+    return f"{kind} x{spread.size} (mesh {AXIS}={spread.size})"
+
+
 def _card(
     settings: EngineSettings,
     checkpoint: Checkpoint,
     family: Family,
     architecture: Architecture,
-    device: jax.Device,
+    device: str,
     adapter_digests: tuple[tuple[str, str], ...],
 ) -> ModelCard:
     dtype = settings.dtype or "float32"
@@ -93,7 +103,7 @@ def _card(
         framework_version=f"jax {jax.__version__}",
         dtype=dtype,
         matmul_precision="float64" if dtype == "float64" else PRECISION,
-        device="cpu" if device.platform == "cpu" else f"{device.platform}:{device.id} {device.device_kind}",
+        device=device,
         attention_implementation="two-part",
         adapter_digests=adapter_digests,
     )

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from backend_jax.device import house_rules
+from backend_jax.mesh import Spread, named_sharding
 
 Compiled = Callable[..., Any]
 
@@ -58,12 +59,21 @@ class Programs:
             self._made.clear()
 
 
-def shape_of(shape: tuple[int, ...], dtype: Any) -> Any:
+def shape_of(shape: tuple[int, ...], dtype: Any, sharding: Any = None) -> Any:
     """What stands for an array while a function is traced."""
     make: Callable[..., Any] = jax.ShapeDtypeStruct  # it has no types of its own
-    return make(shape, dtype)
+    return make(shape, dtype, sharding=sharding)
 
 
-def outline(tree: Any) -> Any:
-    """Shapes and dtypes of a tree of arrays, numpy or JAX, for tracing without values."""
-    return jax.tree.map(lambda leaf: shape_of(leaf.shape, leaf.dtype), tree)
+def outline(tree: Any, spread: Spread | None = None) -> Any:
+    """Shapes and dtypes of a tree of arrays, numpy or JAX, for tracing without values. What does not lie over the
+    mesh yet will be copied to all of it."""
+    copied = None if spread is None else spread.copied
+    return jax.tree.map(lambda leaf: shape_of(leaf.shape, leaf.dtype, named_sharding(leaf) or copied), tree)
+
+
+def jit(function: Compiled, spread: Spread | None, answers: Any = None, **options: Any) -> Any:
+    """`jax.jit`; over a mesh, what comes back lies as `answers` say, or else whole on every device."""
+    if spread is not None:
+        options["out_shardings"] = spread.copied if answers is None else answers
+    return jax.jit(function, **options)

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from backend_jax.device import house_rules
-from backend_jax.programs import Programs, outline, shape_of
+from backend_jax.mesh import Spread
+from backend_jax.programs import Programs, jit, outline, shape_of
 from backend_jax.readout import Asked, diverge_block, read_block
 from backend_jax.shapes import EXTRA, READ_ROWS, TOP, bucket
 from dualtrace.engine import FloatArray, IntArray, Read, Readout
@@ -45,10 +46,13 @@ class _Kind:
 
 
 class Reader:
-    def __init__(self, programs: Programs, head: jax.Array, softcap: float | None) -> None:
+    def __init__(
+        self, programs: Programs, head: jax.Array, softcap: float | None, spread: Spread | None = None
+    ) -> None:
         self._programs = programs
         self._head = head
         self._softcap = softcap
+        self._spread = spread
         self._vocabulary = int(head.shape[0])
 
     def read(self, pending: Sequence[Pending], *, fixed: bool) -> list[Readout]:
@@ -116,7 +120,7 @@ class Reader:
             number = shape_of((rows,), np.int32)
             asked = Asked(number, number, shape_of((rows, kind.extra), np.int32))
             function = partial(read_block, softcap=self._softcap, most=kind.most, tails=kind.tails)
-            return jax.jit(function).lower(hidden, outline(self._head), asked)
+            return jit(function, self._spread).lower(*outline((hidden, self._head, asked), self._spread))
 
         return self._programs.find("read", (rows, kind), lower)
 
@@ -140,7 +144,7 @@ class Reader:
         def lower() -> Any:
             hidden = shape_of((rows, self._head.shape[1]), self._head.dtype)
             function = partial(diverge_block, softcap=self._softcap)
-            return jax.jit(function).lower(hidden, hidden, outline(self._head))
+            return jit(function, self._spread).lower(*outline((hidden, hidden, self._head), self._spread))
 
         return self._programs.find("diverge", rows, lower)
 

@@ -21,8 +21,9 @@ from backend_jax.call import Grid, Part, PastRows, lay_rows
 from backend_jax.device import house_rules
 from backend_jax.lora import Chosen, Factors, stack_factors
 from backend_jax.masking import Words, build_masks
+from backend_jax.mesh import Spread
 from backend_jax.model import Lora, Outputs, Past, append_kept, forward, widen_kept
-from backend_jax.programs import Programs, outline
+from backend_jax.programs import Programs, jit, outline
 from backend_jax.shapes import CallShape, LoraShape, past_bucket
 from backend_jax.weights import Weights
 from dualtrace.adapters import Delta
@@ -58,12 +59,14 @@ class Runner:
         programs: Programs,
         modules: Mapping[str, tuple[str, int]],
         delta: Callable[[View], Delta | None],
+        spread: Spread | None = None,
     ) -> None:
         self.architecture = architecture
         self.programs = programs
         self.delta = delta
         self._weights = weights
         self._modules = modules
+        self._spread = spread
         self._factors: OrderedDict[tuple[str, ...], tuple[LoraShape, dict[str, Factors]]] = OrderedDict()
 
     @property
@@ -106,10 +109,12 @@ class Runner:
             grid.pasts, grid.rows, grid.tokens, grid.past_tokens, keep, masks and masks[0], lora and lora[0]
         )
         arguments = (rows, past, masks and masks[1], lora and lora[1])
+        spread = self._spread
 
         def lower() -> Any:
             function = partial(forward, self.architecture, keep)
-            return jax.jit(function).lower(outline(self._weights), *outline(arguments))
+            answers = None if spread is None else Outputs(spread.copied, spread.kept, spread.kept, spread.copied)  # type: ignore[arg-type]
+            return jit(function, spread, answers).lower(outline(self._weights), *outline(arguments, spread))
 
         return self.programs.find("forward", shape, lower), arguments
 
@@ -120,8 +125,10 @@ class Runner:
         deltas = {delta.key: delta for delta in worn.values()}
         keys = tuple(sorted(deltas))
         if keys not in self._factors:
-            self._factors[keys] = stack_factors(
-                [deltas[key] for key in keys], self._modules, self.architecture, self.dtype
+            shape, factors = stack_factors([deltas[key] for key in keys], self._modules, self.architecture, self.dtype)
+            self._factors[keys] = (
+                shape,
+                factors if self._spread is None else jax.device_put(factors, self._spread.copied),
             )
             if len(self._factors) > FACTORS_KEPT:
                 self._factors.popitem(last=False)
@@ -153,10 +160,15 @@ class Runner:
         program = self.programs.find(
             "keep",
             shape,
-            lambda: jax.jit(append_kept, donate_argnums=give).lower(outline(store), outline(fresh), outline(offsets)),
+            lambda: self._jit_keep(append_kept, donate_argnums=give).lower(
+                *outline((store, fresh, offsets), self._spread)
+            ),
         )
         with house_rules():
             return Kept(program(store, fresh, offsets), PastRows(tuple(after)))
+
+    def _jit_keep(self, function: Callable[..., Keys], **options: Any) -> Any:
+        return jit(function, self._spread, self._spread and self._spread.kept, **options)
 
     def _widen(self, store: Keys, tokens: int) -> Keys:
         if store.keys.shape[3] >= tokens:
@@ -164,7 +176,7 @@ class Runner:
         program = self.programs.find(
             "keep",
             ("widen", *store.keys.shape, tokens),
-            lambda: jax.jit(partial(widen_kept, tokens=tokens)).lower(outline(store)),
+            lambda: self._jit_keep(partial(widen_kept, tokens=tokens)).lower(outline(store)),
         )
         with house_rules():
             widened: Keys = program(store)

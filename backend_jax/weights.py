@@ -14,10 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 import numpy.typing as npt
+from jax.sharding import NamedSharding
 
 from backend_jax.architecture import Architecture, Norm
 from backend_jax.config import refuse_model
 from backend_jax.families import Family
+from backend_jax.mesh import Spread
 from dualtrace.checkpoint import Checkpoint
 
 Weights = dict[str, Any]
@@ -75,34 +77,41 @@ class Taker:
             )
 
 
-def load_weights(checkpoint: Checkpoint, family: Family, architecture: Architecture, dtype: np.dtype[Any]) -> Weights:
+def load_weights(
+    checkpoint: Checkpoint,
+    family: Family,
+    architecture: Architecture,
+    dtype: np.dtype[Any],
+    spread: Spread | None = None,
+) -> Weights:
     taker = Taker(checkpoint, family)
     names = family.names
     hidden, outer = architecture.hidden_size, architecture.outer_size
     weights: Weights = {}
     embedding = taker.name("embedding", names) + ".weight"
-    weights["embedding"] = _one(taker, embedding, (architecture.vocab_size, outer), dtype)
+    weights["embedding"] = _one(taker, embedding, (architecture.vocab_size, outer), dtype, _lie(spread, "embedding"))
     if architecture.embedding_size:
         for role, shape in (("project_in", (hidden, outer)), ("project_out", (outer, hidden))):
-            weights[role] = _one(taker, taker.name(role, names) + ".weight", shape, dtype)
+            weights[role] = _one(taker, taker.name(role, names) + ".weight", shape, dtype, _lie(spread, role))
     if architecture.position_rows:
         places = taker.name("places", names) + ".weight"
-        weights["places"] = _one(taker, places, (architecture.position_rows, hidden), dtype)
+        weights["places"] = _one(taker, places, (architecture.position_rows, hidden), dtype, _lie(spread, "places"))
     weights["norm"] = {
-        part: _one(taker, f"{taker.name('norm', names)}.{part}", (hidden,), dtype) for part in _parts(architecture)
+        part: _one(taker, f"{taker.name('norm', names)}.{part}", (hidden,), dtype, _lie(spread, "norm"))
+        for part in _parts(architecture)
     }
     head = taker.name("head", names) + ".weight"
     if architecture.tied:
         taker.take_tied(head, embedding)
     else:
-        weights["head"] = _one(taker, head, (architecture.vocab_size, outer), dtype)
-    weights["layers"] = _load_layers(taker, family, architecture, dtype)
+        weights["head"] = _one(taker, head, (architecture.vocab_size, outer), dtype, _lie(spread, "head"))
+    weights["layers"] = _load_layers(taker, family, architecture, dtype, spread)
     taker.finish()
     return weights
 
 
 def _load_layers(
-    taker: Taker, family: Family, architecture: Architecture, dtype: np.dtype[Any]
+    taker: Taker, family: Family, architecture: Architecture, dtype: np.dtype[Any], spread: Spread | None
 ) -> dict[str, dict[str, jax.Array]]:
     layers: dict[str, dict[str, jax.Array]] = {}
     for role, part, shape in _layer_tensors(architecture):
@@ -114,7 +123,7 @@ def _load_layers(
             stack[layer] = stored.T if turned else stored
             del stored
             taker.release()
-        layers.setdefault(role, {})[part] = _place(stack)
+        layers.setdefault(role, {})[part] = _place(stack, _lie(spread, role, part))
     return layers
 
 
@@ -143,11 +152,11 @@ def _parts(architecture: Architecture) -> tuple[str, ...]:
     return ("weight", "bias") if architecture.norm is Norm.LAYER else ("weight",)
 
 
-def _one(taker: Taker, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> jax.Array:
+def _one(taker: Taker, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], lie: NamedSharding | None) -> jax.Array:
     buffer = _aligned(shape, dtype)
     buffer[...] = taker.take(name, shape, _wide(dtype))
     taker.release()
-    return _place(buffer)
+    return _place(buffer, lie)
 
 
 def _wide(dtype: np.dtype[Any]) -> type[np.float32] | type[np.float64]:
@@ -161,7 +170,12 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _place(values: npt.NDArray[Any]) -> jax.Array:
-    """Onto the device; nobody writes to `values` afterwards, so the CPU device may keep the very buffer."""
-    placed: jax.Array = jax.device_put(values, may_alias=True)
+def _lie(spread: Spread | None, role: str, part: str = "weight") -> NamedSharding | None:
+    return None if spread is None else spread.weight(role, part)
+
+
+def _place(values: npt.NDArray[Any], lie: NamedSharding | None) -> jax.Array:
+    """Onto the device; nobody writes to `values` afterwards, so the CPU device may keep the very buffer. Over a mesh
+    every device gets its piece, and the whole stays on none."""
+    placed: jax.Array = jax.device_put(values, lie, may_alias=True)
     return placed
