@@ -60,6 +60,7 @@ def _setting_option(field: SettingField) -> Callable[[Function], Function]:
 @click.option("--dtype", default="", help="Number type of the weights; default: the engine's own.")
 @click.option("--device", default="cpu", show_default=True, help="Where the engine computes.")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME=DIR", help="PEFT adapter to load; repeat it.")
+@click.option("--mesh", metavar="N", help="Share the weights among N devices (jax only).")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of settings.")
 @click.option("--print-config", is_flag=True, help="Show every setting with its source, and end.")
 @click.option("--stop-with-stdin", is_flag=True, help="Stop when standard input ends: for a parent that may be killed.")
@@ -85,7 +86,7 @@ def serve(
 
 def _run(
     name: str, settings: SidecarSettings, as_json: bool, model: Path | None, spec: str | None,
-    tokenizer: Path | None, adapters: tuple[str, ...], **engine_options: str,
+    tokenizer: Path | None, adapters: tuple[str, ...], mesh: str | None, **engine_options: str,
 ) -> None:  # fmt: skip
     import asyncio
 
@@ -105,7 +106,8 @@ def _run(
         threads=settings.threads,
         step_tokens=settings.step_tokens,
         adapters=parse_adapters(adapters),
-        options={} if spec is None else {"spec": spec},
+        # An engine refuses by name what is not its own.
+        options={key: value for key, value in (("spec", spec), ("mesh", mesh)) if value is not None},
         **engine_options,  # dtype, device, model_id, revision
     )
     scorer = load_scorer(name, engine_settings, tokenizer or model, settings, metrics)
