@@ -125,11 +125,13 @@ class Runner:
         deltas = {delta.key: delta for delta in worn.values()}
         keys = tuple(sorted(deltas))
         if keys not in self._factors:
-            shape, factors = stack_factors([deltas[key] for key in keys], self._modules, self.architecture, self.dtype)
-            self._factors[keys] = (
-                shape,
-                factors if self._spread is None else jax.device_put(factors, self._spread.copied),
-            )
+            with house_rules():  # else the factors of a float64 engine would be put as float32
+                shape, factors = stack_factors(
+                    [deltas[key] for key in keys], self._modules, self.architecture, self.dtype
+                )
+                if self._spread is not None:
+                    factors = jax.device_put(factors, self._spread.copied)
+            self._factors[keys] = (shape, factors)
             if len(self._factors) > FACTORS_KEPT:
                 self._factors.popitem(last=False)
         self._factors.move_to_end(keys)

@@ -23,6 +23,7 @@ from dualtrace.checkpoint import open_checkpoint
 from dualtrace.engine import NOTHING, Batch, EngineSettings, IntArray, Read, Readout, Segment, Shape, Step, int_array
 from dualtrace.models.weight_file import write_weights
 from dualtrace.problems import Problem, Reason
+from dualtrace.reference import load as load_reference
 from dualtrace.views import BASE, View, finetuned, scaled
 from tests.support.adapters import broken_adapter, tiny_adapter
 from tests.support.tiny import made_tensor, tiny_model, tiny_reference
@@ -124,6 +125,14 @@ def test_in_float64_it_is_the_reference_to_many_places(name: str) -> None:
     segment = text(STEP + 8)
     found = alone(tiny(name, "float64"), segment)
     assert near(found, alone(tiny_reference(**MODELS[name]), segment), FLOAT64)
+
+
+def test_a_view_in_float64_is_the_reference_to_many_places() -> None:
+    model = tiny_model()
+    settings = EngineSettings(model=model, adapters=(("mine", tiny_adapter(model)),))
+    segment = dataclasses.replace(text(STEP + 8), view=finetuned("mine"))
+    found = alone(load(dataclasses.replace(settings, dtype="float64")), segment)
+    assert near(found, alone(load_reference(settings), segment), FLOAT64)
 
 
 def test_a_planted_difference_in_one_weight_is_seen(tmp_path: Path) -> None:
