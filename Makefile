@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 
 BIN := .venv/bin
 
-.PHONY: help demo test test-all check format protos protos-baseline constraints map bench clean base full
+.PHONY: help demo test test-all check format protos protos-baseline constraints map bench clean base full peers
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 20
@@ -22,6 +22,9 @@ base:
 
 full:
 	@scripts/setup.sh full
+
+peers:
+	@scripts/setup.sh bench
 
 demo: base ## fetch a small real model once, score a text with the reference engine, end by itself
 	@echo "demo: fetching the model (once), then scoring a short text"
@@ -57,8 +60,9 @@ map: base ## refresh the map in README.md
 constraints: full ## pin the newest versions that install together
 	@scripts/pin.sh
 
-bench: full ## run the benchmarks and print one table
-	@echo "bench: running benchmarks/"
+bench: peers ## run the benchmarks and print one table; about half an hour
+	@echo "bench: fetching the real model (once), then running benchmarks/"
+	@$(BIN)/dualtrace model fetch smollm2
 	@$(BIN)/python -m benchmarks
 
 clean: ## remove what these targets made here, .venv included; fetched models stay

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from benchmarks import shapes
 from benchmarks.asking import Caller, caller
+from benchmarks.quiet import rounds, tell_others
 from benchmarks.sidecars import model_folder, model_sidecar
-from benchmarks.table import Row, ratio, rounds, spread
+from benchmarks.table import Row, ratio, spread
 from dualtrace.models.tiny_adapter import write_tiny_adapter
 from dualtrace.questions.asked import Variant
 from dualtrace.views import BASE, Noise, finetuned, null, scaled
@@ -38,8 +39,14 @@ def _measure_adapter(ours: Caller, name: str, words: str) -> list[Row]:
     )
     tokens = [ours.ask(question).execution.computed_tokens for question in (mixed, plain)]
     shape = f"{TEXTS} texts × 4 views × {TOKENS}"
+    note = f"{tokens[1]} tokens computed; {tell_others(figures)}"
     return [
         Row("four views in one batch, torch", shape, spread(figures["mixed"]), note=f"{words}; {tokens[0]} tokens"),
-        Row("  base alone", f"8 texts × {TOKENS}", spread(figures["base"]), note=f"{tokens[1]} tokens computed"),
+        Row(
+            "  base alone",
+            f"8 texts × {TOKENS}",
+            spread(figures["base"]),
+            note=note,
+        ),
         Row("  time over base", "", ratio(figures["mixed"], figures["base"]), "<= 1.10"),
     ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from benchmarks import bare, shapes
 from benchmarks.asking import Caller, caller
+from benchmarks.quiet import rounds, tell_others
 from benchmarks.sidecars import model_sidecar
-from benchmarks.table import Row, ratio, rounds, spread
+from benchmarks.table import Row, ratio, spread
 
 REPEATS = 7
 SHAPES = ((8, 128, "<= 1.15"), (1, 512, "<= 1.25"))
@@ -35,7 +36,7 @@ def _measure_shape(torch: Caller, jax: Caller, prompts: int, tokens: int, target
     shape = f"{prompts} × {tokens}, one row read of each"
     return [
         Row("next token, torch", shape, spread(figures["torch"]), note=f"bare body {spread(figures['body'])}"),
-        Row("next token, jax", shape, spread(figures["jax"])),
+        Row("next token, jax", shape, spread(figures["jax"]), note=tell_others(figures)),
         Row("  jax over torch", "", ratio(figures["jax"], figures["torch"]), target),
         Row("  torch over the bare body", "", ratio(figures["torch"], figures["body"])),
     ]

@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 
 from benchmarks import shapes
+from benchmarks.quiet import rounds, tell_others
 from benchmarks.sidecars import model_sidecar
-from benchmarks.table import Missing, Row, ratio, rounds, spread
+from benchmarks.table import Missing, Row, ratio, spread
 from dualtrace.client import Client, Connection
 from dualtrace.questions.asked import LogprobQuestion
 
@@ -35,7 +36,7 @@ def measure() -> list[Row]:
         except Missing as reason:
             rows.append(Row(f"{CALLERS} callers, {engine}", shape, "not measured", note=str(reason)))
             continue
-        note = f"one caller {spread(figures['serial'], 's', 1)}"
+        note = f"one caller {spread(figures['serial'], 's', 1)}; {tell_others(figures)}"
         rows.append(Row(f"{CALLERS} callers, {engine}", shape, spread(figures["together"], "s", 1), note=note))
         target = ">= 1.3" if engine == "torch" else ""
         rows.append(Row("  one caller over 16", "", ratio(figures["serial"], figures["together"]), target))

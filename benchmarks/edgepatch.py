@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from benchmarks import bare
 from benchmarks.asking import Answer, Caller, caller
+from benchmarks.quiet import rounds, tell_others
 from benchmarks.shapes import ChunkedText, chunked_text
 from benchmarks.sidecars import model_sidecar
-from benchmarks.table import Missing, Row, largest_difference, ratio, rounds, spread
+from benchmarks.table import Missing, Row, largest_difference, ratio, spread
 
 REPEATS = 5
 NAIVE_CHUNKS = 3
@@ -42,7 +43,7 @@ def _against_limit(engine: str, ours: Caller, text: ChunkedText) -> list[Row]:
         REPEATS,
     )
     execution = ours.ask(question).execution
-    note = f"{execution.computed_tokens} tokens computed, {execution.shared_tokens} shared"
+    note = f"{execution.computed_tokens} tokens computed, {execution.shared_tokens} shared; {tell_others(figures)}"
     target = "<= 1.50" if engine == "torch" else ""
     return [
         Row(f"EdgePatch, {engine}", WORDS, spread(figures["ours"]), note=note),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from benchmarks import bare, shapes
 from benchmarks.asking import Caller, caller
+from benchmarks.quiet import rounds, tell_others
 from benchmarks.sidecars import model_sidecar
-from benchmarks.table import Missing, Row, ratio, rounds, spread
+from benchmarks.table import Missing, Row, ratio, spread
 
 REPEATS = 7
 TEXTS, TOKENS = 8, 128
@@ -33,7 +34,7 @@ def _measure_engine(engine: str, ours: Caller) -> list[Row]:
         warm_up=2,
     )
     shape = f"{TEXTS} × {TOKENS}"
-    note = f"{ours.ask(question).execution.computed_tokens} tokens computed"
+    note = f"{ours.ask(question).execution.computed_tokens} tokens computed; {tell_others(figures)}"
     return [
         Row(f"rolling, {engine}", shape, spread(figures["ours"]), note=note),
         Row("  bare body + head", shape, spread(figures["limit"])),

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 
 from benchmarks import bare, peers
 from benchmarks.asking import Answer, Caller, caller
+from benchmarks.quiet import rounds, tell_others
 from benchmarks.shapes import SharedPrompt, shared_prompt
 from benchmarks.sidecars import model_sidecar
-from benchmarks.table import Missing, Row, largest_difference, ratio, rounds, spread
+from benchmarks.table import Missing, Row, largest_difference, ratio, spread
 
 REPEATS = 7
 PEER_REPEATS = 3
@@ -43,7 +44,7 @@ def _against_body(engine: str, ours: Caller, shape: SharedPrompt, words: str) ->
         warm_up=2,
     )
     execution = ours.ask(question).execution
-    note = f"{execution.computed_tokens} tokens computed, {execution.shared_tokens} shared"
+    note = f"{execution.computed_tokens} tokens computed, {execution.shared_tokens} shared; {tell_others(figures)}"
     target = "<= 1.30" if engine == "torch" else ""
     return [
         Row(f"shared prompt, {engine}", words, spread(figures["ours"]), note=note),

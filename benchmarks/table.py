@@ -1,6 +1,6 @@
 """The table that every benchmark fills: what was measured, in which shape, and the figure.
 
-It knows rows of text and how figures of alternating runs become one. It must not know what is measured.
+It knows rows of text and how figures of several rounds become one. It must not know what is measured.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -26,17 +26,6 @@ class Row:
     seen: str
     target: str = ""
     note: str = ""
-
-
-def rounds(functions: dict[str, Callable[[], float]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Run the functions in turn, A B A B ..., so that a drifting machine hurts all alike; figures by name, by round."""
-    figures: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(warm_up + repeats):
-        for name, function in functions.items():
-            value = function()
-            if number >= warm_up:
-                figures[name].append(value)
-    return figures
 
 
 def spread(values: Sequence[float], unit: str = "ms", scale: float = 1e3) -> str:

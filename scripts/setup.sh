@@ -1,15 +1,17 @@
 #!/bin/sh
-# Makes .venv hold what a target needs: `base` (to use the package) or `full` (to test it).
+# Makes .venv hold what a target needs: `base` (to use the package), `full` (to test it) or `bench` (`full` and the
+# tools that the benchmarks compare with).
 # It installs only what constraints.txt pins, and never a CUDA package.
 set -eu
 
-wanted=${1:?usage: scripts/setup.sh base|full}
+wanted=${1:?usage: scripts/setup.sh base|full|bench}
 cd "$(dirname "$0")/.."
 
 case $wanted in
-    base) target='.' ;;
-    full) target='.[torch,jax,dev]' ;;
-    *) echo "setup: '$wanted' is not known; it is base or full" >&2; exit 2 ;;
+    base) target='.' enough='base full bench' ;;
+    full) target='.[torch,jax,dev]' enough='full bench' ;;
+    bench) target='.[torch,jax,bench,dev]' enough='bench' ;;
+    *) echo "setup: '$wanted' is not known; it is base, full or bench" >&2; exit 2 ;;
 esac
 
 # A stamp names the very files, the place and the interpreter it was made from: a change of any installs again.
@@ -19,8 +21,8 @@ stamp_key() {
 
 if [ -x .venv/bin/python ]; then
     key=$(stamp_key)
-    for stamp in ".venv/stamp-$wanted" .venv/stamp-full; do
-        if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then exit 0; fi
+    for made in $enough; do
+        if [ "$(cat ".venv/stamp-$made" 2>/dev/null)" = "$key" ]; then exit 0; fi
     done
 fi
 
