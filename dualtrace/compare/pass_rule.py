@@ -15,6 +15,9 @@ class TokenStatus(StrEnum):
     MATCH = "MATCH"
     MISMATCH = "MISMATCH"
     UNSCORED = "UNSCORED"  # absent on both sides
+    ID_MISMATCH = "ID_MISMATCH"  # the sides read different tokens
+    NOT_KEPT = "NOT_KEPT"  # cut by a cap; neither fails nor counts as aligned
+    UNAVAILABLE = "UNAVAILABLE"  # a side does not have the field; likewise
 
 
 @dataclass(frozen=True)

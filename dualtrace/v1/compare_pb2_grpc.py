@@ -67,7 +67,8 @@ class CompareServiceServicer:
     """
 
     def Compare(self, request, context):
-        """Asks both sides and streams token pairs as soon as both have them, then the report.
+        """Asks both sides and streams token pairs as soon as both have them, then the report. A side that fails does not end
+        the call: SideProblem names it and the verdict is ERROR.
         Statuses: those of every call; NOT_FOUND for an unknown backend or run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -76,7 +77,8 @@ class CompareServiceServicer:
 
     def StartJob(self, request, context):
         """Starts long work. The same request_id with the same content returns the same job.
-        Statuses: those of every call; ALREADY_EXISTS for the same request_id with other content.
+        Statuses: those of every call; NOT_FOUND for an unknown backend, run or case; ALREADY_EXISTS for the same
+        request_id with other content.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,6 +50,21 @@ class LibraryServiceStub:
                 request_serializer=dualtrace_dot_v1_dot_library__pb2.GetRunRequest.SerializeToString,
                 response_deserializer=dualtrace_dot_v1_dot_library__pb2.GetRunResponse.FromString,
                 _registered_method=True)
+        self.ListComparisons = channel.unary_unary(
+                '/dualtrace.v1.LibraryService/ListComparisons',
+                request_serializer=dualtrace_dot_v1_dot_library__pb2.ListComparisonsRequest.SerializeToString,
+                response_deserializer=dualtrace_dot_v1_dot_library__pb2.ListComparisonsResponse.FromString,
+                _registered_method=True)
+        self.GetComparison = channel.unary_stream(
+                '/dualtrace.v1.LibraryService/GetComparison',
+                request_serializer=dualtrace_dot_v1_dot_library__pb2.GetComparisonRequest.SerializeToString,
+                response_deserializer=dualtrace_dot_v1_dot_library__pb2.GetComparisonResponse.FromString,
+                _registered_method=True)
+        self.GetArtifact = channel.unary_stream(
+                '/dualtrace.v1.LibraryService/GetArtifact',
+                request_serializer=dualtrace_dot_v1_dot_library__pb2.GetArtifactRequest.SerializeToString,
+                response_deserializer=dualtrace_dot_v1_dot_library__pb2.GetArtifactResponse.FromString,
+                _registered_method=True)
         self.ListCases = channel.unary_unary(
                 '/dualtrace.v1.LibraryService/ListCases',
                 request_serializer=dualtrace_dot_v1_dot_library__pb2.ListCasesRequest.SerializeToString,
@@ -99,6 +114,30 @@ class LibraryServiceServicer:
 
     def GetRun(self, request, context):
         """One stored run, as its JSON document in parts.
+        Statuses: those of every call; NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListComparisons(self, request, context):
+        """Stored comparisons, newest first.
+        Statuses: those of every call; INVALID_ARGUMENT for a page_token that is not ours.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetComparison(self, request, context):
+        """One stored comparison, as the JSON document of its report in parts.
+        Statuses: those of every call; NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetArtifact(self, request, context):
+        """The bytes behind a digest: raw requests and responses of runs.
         Statuses: those of every call; NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -162,6 +201,21 @@ def add_LibraryServiceServicer_to_server(servicer, server):
                     servicer.GetRun,
                     request_deserializer=dualtrace_dot_v1_dot_library__pb2.GetRunRequest.FromString,
                     response_serializer=dualtrace_dot_v1_dot_library__pb2.GetRunResponse.SerializeToString,
+            ),
+            'ListComparisons': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListComparisons,
+                    request_deserializer=dualtrace_dot_v1_dot_library__pb2.ListComparisonsRequest.FromString,
+                    response_serializer=dualtrace_dot_v1_dot_library__pb2.ListComparisonsResponse.SerializeToString,
+            ),
+            'GetComparison': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetComparison,
+                    request_deserializer=dualtrace_dot_v1_dot_library__pb2.GetComparisonRequest.FromString,
+                    response_serializer=dualtrace_dot_v1_dot_library__pb2.GetComparisonResponse.SerializeToString,
+            ),
+            'GetArtifact': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetArtifact,
+                    request_deserializer=dualtrace_dot_v1_dot_library__pb2.GetArtifactRequest.FromString,
+                    response_serializer=dualtrace_dot_v1_dot_library__pb2.GetArtifactResponse.SerializeToString,
             ),
             'ListCases': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCases,
@@ -271,6 +325,87 @@ class LibraryService:
             '/dualtrace.v1.LibraryService/GetRun',
             dualtrace_dot_v1_dot_library__pb2.GetRunRequest.SerializeToString,
             dualtrace_dot_v1_dot_library__pb2.GetRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListComparisons(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dualtrace.v1.LibraryService/ListComparisons',
+            dualtrace_dot_v1_dot_library__pb2.ListComparisonsRequest.SerializeToString,
+            dualtrace_dot_v1_dot_library__pb2.ListComparisonsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetComparison(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dualtrace.v1.LibraryService/GetComparison',
+            dualtrace_dot_v1_dot_library__pb2.GetComparisonRequest.SerializeToString,
+            dualtrace_dot_v1_dot_library__pb2.GetComparisonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dualtrace.v1.LibraryService/GetArtifact',
+            dualtrace_dot_v1_dot_library__pb2.GetArtifactRequest.SerializeToString,
+            dualtrace_dot_v1_dot_library__pb2.GetArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,
