@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 
 BIN := .venv/bin
 
-.PHONY: help demo test test-all check format protos protos-baseline constraints map bench clean base full peers
+.PHONY: help demo test test-all check format protos protos-baseline constraints map bench clean base engines full peers
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 20
@@ -20,14 +20,17 @@ help: ## list the targets
 base:
 	@scripts/setup.sh base
 
+engines:
+	@scripts/setup.sh engines
+
 full:
 	@scripts/setup.sh full
 
 peers:
 	@scripts/setup.sh bench
 
-demo: base ## fetch a small real model once, score a text with the reference engine, end by itself
-	@echo "demo: fetching the model (once), then scoring a short text"
+demo: engines ## fetch a small real model once, compare torch with jax on it, end by itself
+	@echo "demo: fetching the model (once), then comparing PyTorch with JAX on a short text"
 	@$(BIN)/dualtrace model fetch smollm2
 	@$(BIN)/dualtrace demo
 

@@ -1,17 +1,18 @@
 #!/bin/sh
-# Makes .venv hold what a target needs: `base` (to use the package), `full` (to test it) or `bench` (`full` and the
-# tools that the benchmarks compare with).
+# Makes .venv hold what a target needs: `base` (client and coordinator), `engines` (with torch and jax), `full` (to test
+# it) or `bench` (`full` and the tools that the benchmarks compare with).
 # It installs only what constraints.txt pins, and never a CUDA package.
 set -eu
 
-wanted=${1:?usage: scripts/setup.sh base|full|bench}
+wanted=${1:?usage: scripts/setup.sh base|engines|full|bench}
 cd "$(dirname "$0")/.."
 
 case $wanted in
-    base) target='.' enough='base full bench' ;;
+    base) target='.' enough='base engines full bench' ;;
+    engines) target='.[torch,jax]' enough='engines full bench' ;;
     full) target='.[torch,jax,dev]' enough='full bench' ;;
     bench) target='.[torch,jax,bench,dev]' enough='bench' ;;
-    *) echo "setup: '$wanted' is not known; it is base, full or bench" >&2; exit 2 ;;
+    *) echo "setup: '$wanted' is not known; it is base, engines, full or bench" >&2; exit 2 ;;
 esac
 
 # A stamp names the very files, the place and the interpreter it was made from: a change of any installs again.
