@@ -7,6 +7,7 @@
     forks       pieces that are the same computation up to some layer
     attention   the one attention function of all families
     sight       who may see whom, as the tensor that is applied, and its count
+    blame       where numbers first stopped being finite
     lora        deltas added to the rows that wear them
     readout     logits of the rows that are read, and the numbers in them
     engine      all of it together

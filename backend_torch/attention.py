@@ -22,13 +22,13 @@ from dualtrace.masks.receipt import Counts
 from dualtrace.problems import Internal, Reason, Unsupported
 
 from .forks import Placed, Stage
-from .sight import Sight, Sights, Tallies, count_sight
+from .sight import Apart, Sight, Sights, Tallies, count_sight
 from .strands import Piece
 
 ATTENTION = "dualtrace"
 PACK_ROWS = 128
 """Texts are packed while they have no more rows: past that, keys that nobody sees cost more than another call does."""
-UNIT_ROWS = 256  # rows of one call behind a shared past; those after them see its keys too, those before do not
+UNIT_ROWS = 256  # rows of one call behind a shared past: a bound on its table of who sees whom
 HAND_ROWS = 256  # rows of scores that exist at one time where attention is done by hand
 
 
@@ -39,7 +39,7 @@ class Unit:
     placed: tuple[Placed, ...]
     rows: slice
     past: int  # keys before the pieces: rows [0, past) of their text
-    hidden: int  # keys between the past and the own ones, of siblings: nobody here sees them
+    own: slice  # the pieces' own keys among those of the family
     counted: bool  # some piece here has a mask whose receipt is wanted
 
 
@@ -82,10 +82,7 @@ class Work:
             keys = _with_past(family, layer, key, home, which=0)
             values = _with_past(family, layer, value, home, which=1)
             for unit in family.units:
-                seen = slice(unit.past + unit.hidden + unit.rows.stop - unit.rows.start)
-                output = self._attend_unit(
-                    unit, layer, query[:, :, unit.rows], keys[:, :, seen], values[:, :, seen], scale
-                )
+                output = self._attend_unit(unit, layer, query[:, :, unit.rows], keys, values, scale)
                 outputs.append(output.transpose(1, 2))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
@@ -98,15 +95,21 @@ class Work:
         return Counts(*whole)
 
     def _attend_unit(self, unit: Unit, layer: int, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """`keys` and `values` are those of the whole family."""
         by_hand = self._isolate or self._softcap is not None
         if not by_hand and self._is_plain(unit, layer):
-            return _causal(query, keys, values, scale, len(unit.placed))
-        sight = self._sights.find(unit.placed, unit.past, unit.hidden, layer)
+            return _causal(query, *_seen(unit, keys, values), scale, len(unit.placed))
+        apart = not by_hand and query.device.type == "cpu"
+        sight = self._sights.find(unit.placed, unit.past, layer, apart=apart)
         if unit.counted:
             self._count(unit, layer, sight)
-        if by_hand or sight.zeroed is not None:
-            return attend_by_hand(query, keys, values, sight, scale, self._softcap, isolate=self._isolate)
-        output = _sdpa(query, keys, values, scale, bias=sight.bias)
+        if sight.apart is not None:
+            output = attend_apart(query, keys, values, sight, sight.apart, unit.own, scale)
+        elif by_hand or sight.zeroed is not None:
+            mine = _seen(unit, keys, values)
+            return attend_by_hand(query, *mine, sight, scale, self._softcap, isolate=self._isolate)
+        else:
+            output = _sdpa(query, *_seen(unit, keys, values), scale, bias=sight.bias)
         return output if sight.blind is None else output.masked_fill(sight.blind, 0.0)
 
     def _is_plain(self, unit: Unit, layer: int) -> bool:
@@ -117,7 +120,7 @@ class Work:
 
     def _count(self, unit: Unit, layer: int, sight: Sight) -> None:
         if sight.tallies is None:
-            sight.tallies = count_sight(sight, unit.placed, unit.past, unit.hidden)
+            sight.tallies = count_sight(sight, unit.placed, unit.past)
         for number, one in enumerate(unit.placed):
             for member in one.members:
                 if member.strand.plan is not None:
@@ -196,16 +199,14 @@ def _units(group: list[Placed]) -> tuple[Unit, ...]:
         if group[0].piece.start and parts[-1] and one.rows.stop - parts[-1][0].rows.start > UNIT_ROWS:
             parts.append([])
         parts[-1].append(one)
-    return tuple(
-        Unit(
-            tuple(part),
-            slice(part[0].rows.start, part[-1].rows.stop),
-            group[0].piece.start,
-            part[0].rows.start - group[0].rows.start,
-            any(member.strand.plan is not None for one in part for member in one.members),
-        )
-        for part in parts
-    )
+    past = group[0].piece.start
+    units = []
+    for part in parts:
+        rows = slice(part[0].rows.start, part[-1].rows.stop)
+        first = past + rows.start - group[0].rows.start
+        counted = any(member.strand.plan is not None for one in part for member in one.members)
+        units.append(Unit(tuple(part), rows, past, slice(first, first + rows.stop - rows.start), counted))
+    return tuple(units)
 
 
 def _fits(group: list[Placed], one: Placed) -> bool:
@@ -241,6 +242,14 @@ def _with_past(family: Family, layer: int, own: Tensor, home: dict[int, slice], 
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
+def _seen(unit: Unit, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a family's keys and values, the past and the unit's own."""
+    if unit.own.start <= unit.past:
+        return keys[:, :, : unit.own.stop], values[:, :, : unit.own.stop]
+    first, second = (torch.cat([t[:, :, : unit.past], t[:, :, unit.own]], dim=2) for t in (keys, values))
+    return first, second
+
+
 def _causal(query: Tensor, keys: Tensor, values: Tensor, scale: float, texts: int) -> Tensor:
     """Plain causal attention of `texts` equally long texts that stand side by side."""
     if texts == 1:
@@ -264,6 +273,32 @@ def _sdpa(query: Tensor, keys: Tensor, values: Tensor, scale: float, *, bias: Te
     return scaled_dot_product_attention(
         query, keys, values, attn_mask=bias, is_causal=bias is None, scale=scale, enable_gqa=shared > 1 and native
     )
+
+
+def attend_apart(
+    query: Tensor, keys: Tensor, values: Tensor, sight: Sight, apart: Apart, own: slice, scale: float
+) -> Tensor:
+    """Siblings behind one past: its keys for all rows in one call, then each piece's own keys, a batch of pieces in
+    another. Both softmaxes become one by the logarithms of their sums."""
+    past = apart.past
+    biases = sight.bias[..., :past], sight.bias[..., past:]
+    before, before_sums = _flash(query, keys[:, :, :past], values[:, :, :past], biases[0], scale)
+    batch = [apart.split(t) for t in (query, keys[:, :, own], values[:, :, own], biases[1])]
+    after, after_sums = _flash(batch[0], batch[1], batch[2], batch[3], scale)
+    after, after_sums = apart.join(after), apart.join(after_sums[..., None])[..., 0]
+    # a row that sees nothing has a sum of 1 there, and not of 0
+    before_sums = before_sums.masked_fill(apart.blind_before, float("-inf"))
+    after_sums = after_sums.masked_fill(apart.blind_after, float("-inf"))
+    share = torch.sigmoid(before_sums - after_sums)[..., None].to(before.dtype)
+    return torch.lerp(after, before, share)
+
+
+def _flash(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """What sdpa does on this device, with the logarithm of each row's sum, [B,H,N]."""
+    found: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, keys, values, attn_mask=bias, scale=scale
+    )
+    return found
 
 
 def attend_by_hand(

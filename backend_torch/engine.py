@@ -32,16 +32,18 @@ from dualtrace.engine import (
     Step,
 )
 from dualtrace.models.cache import cache_directory
+from dualtrace.models.hub_cache import find_model
 from dualtrace.problems import Exhausted, FailedPrecondition, InvalidArgument, Reason, Unsupported
 
 from .attention import ATTENTION, Work
+from .blame import HEAD, NORM, watch_layers
 from .forks import build_stages, fork_hooks
 from .lora import Wardrobe, wear
-from .readout import Ask, read_all
+from .readout import Ask, Head, read_all
 from .requests import check_request
 from .sight import Sights
 from .strands import Piece, Strand, drop_unwanted, keeps_keys, make_strands, next_pieces, release
-from .weights import Model, Place, find_model, linear_sizes, load_model
+from .weights import Model, linear_sizes, load_model
 
 
 class TorchEngine:
@@ -101,9 +103,10 @@ class TorchEngine:
     def _pass(self, model: Model, pieces: Sequence[Piece], deltas: dict[int, Delta]) -> Step:
         """One call of the body. Numbers that are not finite must not spread to neighbours: then once more, apart."""
         pass_deltas = {p.strand.index: deltas[p.strand.index] for p in pieces if p.strand.index in deltas}
-        work, hidden, modules = self._compute(model, pieces, pass_deltas, isolate=False)
+        broken: dict[int, str] = {}
+        work, hidden, modules = self._compute(model, pieces, pass_deltas, None)
         if not bool(torch.isfinite(hidden).all()):
-            work, hidden, modules = self._compute(model, pieces, pass_deltas, isolate=True)
+            work, hidden, modules = self._compute(model, pieces, pass_deltas, broken)
         rows = {m.strand.index: one.rows for one in work.stages[-1].placed for m in one.members}
         asks = _read(model, pieces, hidden, rows)
         charged = {one.piece.strand.index for one in work.stages[-1].placed}
@@ -111,14 +114,21 @@ class TorchEngine:
         for piece, ask in zip(pieces, asks, strict=True):
             strand = piece.strand
             hit = tuple(sorted(modules[strand.index])) if strand.index in modules else None
-            step.append(_readout(piece, ask, work, hit, piece.rows if strand.index in charged else 0))
+            readout = _readout(piece, ask, work, hit, piece.rows if strand.index in charged else 0)
+            if ask.bad_rows:
+                sound = bool(torch.isfinite(hidden[rows[strand.index]]).all())
+                readout = replace(readout, broken_at=broken.get(strand.index, HEAD if sound else NORM))
+            step.append(readout)
             strand.done, strand.reported = piece.stop, True
         return tuple(step)
 
     def _compute(
-        self, model: Model, pieces: Sequence[Piece], deltas: dict[int, Delta], *, isolate: bool
+        self, model: Model, pieces: Sequence[Piece], deltas: dict[int, Delta], broken: dict[int, str] | None
     ) -> tuple[Work, Tensor, dict[int, set[str]]]:
-        """The final hidden states [N,D] of a pass, after the body's last norm."""
+        """The final hidden states [N,D] of a pass, after the body's last norm.
+
+        With `broken` the pieces are kept apart, and it is told where the numbers of each stop being finite.
+        """
         sights = Sights(model.windows, model.query_heads, model.dtype, model.device)
         stages = build_stages(pieces, len(model.windows), sights.signature)
         work = Work(
@@ -127,7 +137,7 @@ class TorchEngine:
             layers=len(model.windows),
             heads=model.query_heads,
             softcap=model.attention_softcap,
-            isolate=isolate,
+            isolate=broken is not None,
         )
         work.keeping = frozenset(piece.strand.index for piece in pieces if keeps_keys(piece, pieces))
         placed = stages[-1].placed
@@ -141,6 +151,8 @@ class TorchEngine:
             modules = stack.enter_context(wear(model.linears, work, deltas, self._wardrobe)) if deltas else {}
             if len(stages) > 1:
                 stack.enter_context(fork_hooks(model.blocks, stages, model.device))
+            if broken is not None:
+                stack.enter_context(watch_layers(model.blocks, work, broken))
             result: Any = model.body(ids, position_ids=positions, use_cache=False, dualtrace_work=work)
         hidden: Tensor = result.last_hidden_state[0]
         return work, hidden, modules
@@ -151,13 +163,13 @@ def load(settings: EngineSettings) -> TorchEngine:
     _check_settings(settings)
     torch.set_num_threads(settings.threads)
     _force_precision()
-    place = find_model(settings)
-    checkpoint = open_checkpoint(place.directory)
+    found = find_model(settings.model, settings.revision)
+    checkpoint = open_checkpoint(found.directory)
     model = load_model(checkpoint, settings.dtype or "float32", settings.device)
     shelf = AdapterShelf.open(settings.adapters, linear_sizes(model))
     digest = weights_digest(checkpoint, cache_directory())
     checkpoint.close()
-    card = _card(model, place, digest, shelf)
+    card = _card(model, settings.model_id or found.model_id, found.revision, digest, shelf)
     return TorchEngine(model, card, shelf, threads=settings.threads, step_tokens=settings.step_tokens)
 
 
@@ -178,13 +190,13 @@ def _check_settings(settings: EngineSettings) -> None:
         )
 
 
-def _card(model: Model, place: Place, digest: str, shelf: AdapterShelf) -> ModelCard:
+def _card(model: Model, model_id: str, revision: str, digest: str, shelf: AdapterShelf) -> ModelCard:
     device = str(model.device)
     if model.device.type == "cuda":
         device = f"{device} {torch.cuda.get_device_name(model.device)}"
     provenance = ModelProvenance(
-        model_id=place.model_id,
-        revision=place.revision,
+        model_id=model_id,
+        revision=revision,
         family=model.family.name,
         weights_digest=digest,
         tokenizer_digest="",
@@ -214,7 +226,8 @@ def _card(model: Model, place: Place, digest: str, shelf: AdapterShelf) -> Model
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error)
+    said = str(error)
+    return any(words in said for words in ("can't allocate memory", "not enough memory", "out of memory"))
 
 
 def _read(model: Model, pieces: Sequence[Piece], hidden: Tensor, rows: dict[int, slice]) -> list[Ask]:
@@ -285,12 +298,19 @@ class _HiddenShelf:
         return self._begins[strand.index]
 
 
-def _head(model: Model) -> Any:
-    def logits(hidden: Tensor) -> Tensor:
-        values: Tensor = model.head(hidden)
-        values = values.to(torch.promote_types(values.dtype, torch.float32))
+def _head(model: Model) -> Head:
+    weight: Tensor = model.head.weight  # type: ignore[assignment]
+    bias: Tensor | None = model.head.bias  # type: ignore[assignment]
+
+    def logits(hidden: Tensor, out: Tensor | None) -> Tensor:
+        if out is not None and out.dtype == weight.dtype:
+            values = torch.mm(hidden, weight.T, out=out)
+            values = values if bias is None else values.add_(bias)
+        else:
+            values = model.head(hidden)
+            values = values.to(torch.promote_types(values.dtype, torch.float32))
         if model.logit_softcap is not None:
-            values = torch.tanh(values / model.logit_softcap) * model.logit_softcap
+            values = values.div_(model.logit_softcap).tanh_().mul_(model.logit_softcap)
         return values
 
     return logits

@@ -74,7 +74,7 @@ def wear(
             worn = [_worn(stage, wearers, linears) for stage in work.stages]
             for name, (a, b) in tensors.items():
                 layer = LAYER.search(name)
-                here = worn[work.stage_at(int(layer.group(1)))] if layer else worn[0]
+                here = worn[work.stage_at(int(layer.group(1))) if layer else -1]  # outside the layers: all rows
                 if here is not None:
                     hook = _hook(name, a, b, one.factors[name].scaling, here, [hit[strand] for strand in wearers])
                     handles.append(linears[name].register_forward_hook(hook))

@@ -20,13 +20,15 @@ from dualtrace.engine import Read
 
 CHUNK_ROWS = 128  # rows of [rows, vocabulary] logits that exist at one time
 CACHE_ROWS = 32  # rows that elementwise work takes at a time: they stay in the processor's cache
+CACHE_COLUMNS = 8192  # columns that a contrast takes at a time, for the same reason
 BLOCK_ROWS = 64  # rows of a contrast's yardstick that exist at one time
 UNREAD = -1  # in integer columns of bad rows, where no NaN can stand
 NAN = float("nan")
 
 Longs = npt.NDArray[np.int64]
-Head = Callable[[Tensor], Tensor]
-"""Hidden states [n, D] -> logits [n, V] in float32 or better, soft cap applied."""
+Head = Callable[[Tensor, Tensor | None], Tensor]
+"""Hidden states [n, D] -> logits [n, V] in float32 or better, soft cap applied; written to the second [n, V] if it
+can be."""
 
 
 @dataclass(eq=False)
@@ -71,17 +73,43 @@ class _Logits:
 
     values: Tensor  # [n,V]; broken rows hold zeros
     log_total: Tensor  # [n] float64, logsumexp of the values
+    total: Tensor  # [n] float64, the sum of the weights
+    weights: Tensor | None  # [n,V] exponentials of the values less their row's maximum; kept for a contrast only
     bad: Tensor | None  # [n] bool rows that held NaN or infinity; None when none did
 
     def __getitem__(self, rows: slice) -> _Logits:
-        return _Logits(self.values[rows], self.log_total[rows], None if self.bad is None else self.bad[rows])
+        weights, bad = (None if t is None else t[rows] for t in (self.weights, self.bad))
+        return _Logits(self.values[rows], self.log_total[rows], self.total[rows], weights, bad)
+
+
+class _Space:
+    """Memory that the logits of one chunk after another share: fresh pages cost more than what is written on them."""
+
+    def __init__(self) -> None:
+        self._values: Tensor | None = None
+        self._weights: Tensor | None = None
+
+    def compute(self, head: Head, hidden: Tensor) -> Tensor:
+        rows = hidden.shape[0]
+        fits = self._values is not None and self._values.shape[0] >= rows
+        values = head(hidden, self._values[:rows] if fits and self._values is not None else None)
+        if not fits:
+            self._values = values
+        return values
+
+    def weights(self, like: Tensor) -> Tensor:
+        if self._weights is None or self._weights.shape[0] < like.shape[0]:
+            self._weights = torch.empty_like(like)
+        return self._weights[: like.shape[0]]
 
 
 def read_all(head: Head, source: Tensor, asks: Sequence[Ask]) -> None:
     """Fill the columns of every ask from the hidden states `source` [S,D]."""
     yardsticks: dict[bytes, _Logits] = {}
+    space, other_space = _Space(), _Space()
     for chunk in _chunks(asks):
-        logits = _logits(head, source, np.concatenate([task.ask.places[task.rows] for task in chunk]))
+        places = np.concatenate([task.ask.places[task.rows] for task in chunk])
+        logits = _logits(head, source, places, space, keep=any(task.ask.against is not None for task in chunk))
         start = 0
         for task in chunk:
             mine = logits[start : start + task.size]
@@ -91,7 +119,7 @@ def read_all(head: Head, source: Tensor, asks: Sequence[Ask]) -> None:
                 wanted = task.ask.against[task.rows]
                 key = wanted.tobytes()
                 if key not in yardsticks:  # variants come in lockstep: the last yardstick serves them all
-                    yardsticks = {key: _logits(head, source, wanted)}
+                    yardsticks = {key: _logits(head, source, wanted, other_space, keep=True)}
                 _read_contrast(mine, yardsticks[key], task)
 
 
@@ -118,19 +146,23 @@ def _chunks(asks: Sequence[Ask]) -> Iterator[list[_Task]]:
         yield chunk
 
 
-def _logits(head: Head, source: Tensor, places: Longs) -> _Logits:
-    values = head(source[torch.from_numpy(places).to(source.device)])
-    peak = values.amax(dim=1, keepdim=True)
+def _logits(head: Head, source: Tensor, places: Longs, space: _Space, *, keep: bool) -> _Logits:
+    """With `keep` the weights too, which a contrast needs."""
+    values = space.compute(head, source[torch.from_numpy(places).to(source.device)])
+    peak = torch.cat([part.amax(dim=1, keepdim=True) for part in _cut(values)])
     bad = None
-    if not bool(torch.isfinite(peak).all()) or not bool(torch.isfinite(values.amin()).all()):
+    if not bool(torch.isfinite(peak).all()) or not bool(torch.isfinite(values.amin())):
         bad = ~torch.isfinite(values).all(dim=1)
         values = values.masked_fill(bad[:, None], 0.0)
         peak = values.amax(dim=1, keepdim=True)
-    total = [
-        torch.sub(part, top).exp_().sum(dim=1, dtype=torch.float64)
-        for part, top in zip(_cut(values), _cut(peak), strict=True)
-    ]
-    return _Logits(values, peak[:, 0].double() + torch.cat(total).log(), bad)
+    weights = space.weights(values if keep else values[:CACHE_ROWS])
+    totals = []
+    for number, (part, top) in enumerate(zip(_cut(values), _cut(peak), strict=True)):
+        first = number * CACHE_ROWS if keep else 0
+        here = torch.sub(part, top, out=weights[first : first + part.shape[0]]).exp_()
+        totals.append(here.sum(dim=1, dtype=torch.float64))
+    total = torch.cat(totals)
+    return _Logits(values, peak[:, 0].double() + total.log(), total, weights if keep else None, bad)
 
 
 def _cut(values: Tensor) -> list[Tensor]:
@@ -204,27 +236,22 @@ def _log_sum(values: Tensor) -> Tensor:
 def _read_contrast(mine: _Logits, yardstick: _Logits, task: _Task) -> None:
     """Exact KL both ways over the full vocabulary.
 
-    With d = own - yardstick, KL(own || yardstick) = sum(w d) / sum(w) - (logsumexp - theirs): elementwise
-    work stays in the logits' own precision, sums are float64, so equal rows give exactly 0.
+    With d = own - yardstick, KL(own || yardstick) = sum(w d) / sum(w) - (logsumexp - theirs): elementwise work stays
+    in the logits' own precision and in the cache, sums are float64, so equal rows give exactly 0.
     """
+    assert mine.weights is not None
+    assert yardstick.weights is not None
     shift = mine.log_total - yardstick.log_total
-    to_against, from_against = [], []
-    for start in range(0, task.size, CACHE_ROWS):
-        rows = slice(start, start + CACHE_ROWS)
-        difference = mine.values[rows] - yardstick.values[rows]
-        to_against.append(_mean_under(mine.values[rows], difference))
-        from_against.append(_mean_under(yardstick.values[rows], difference))
+    to_against, from_against = torch.zeros_like(shift), torch.zeros_like(shift)
+    for start in range(0, mine.values.shape[1], CACHE_COLUMNS):
+        here = slice(start, start + CACHE_COLUMNS)
+        difference = mine.values[:, here] - yardstick.values[:, here]
+        to_against += (mine.weights[:, here] * difference).sum(dim=1, dtype=torch.float64)
+        from_against += difference.mul_(yardstick.weights[:, here]).sum(dim=1, dtype=torch.float64)
     bad = mine.bad
     if yardstick.bad is not None:
         bad = yardstick.bad if bad is None else bad | yardstick.bad
         only_theirs = yardstick.bad if mine.bad is None else yardstick.bad & ~mine.bad
         task.ask.bad_rows += task.ask.read.rows[task.rows][only_theirs.cpu().numpy()].tolist()
-    task.ask.add("kl_from_against", (shift - torch.cat(from_against)).clamp_(min=0.0), bad)
-    task.ask.add("kl_to_against", (torch.cat(to_against) - shift).clamp_(min=0.0), bad)
-
-
-def _mean_under(logits: Tensor, values: Tensor) -> Tensor:
-    """[n] float64, the mean of the values under the softmax of the logits, divided by the very weights that it sums."""
-    weights = torch.sub(logits, logits.amax(dim=1, keepdim=True)).exp_()
-    total = weights.sum(dim=1, dtype=torch.float64)
-    return weights.mul_(values).sum(dim=1, dtype=torch.float64) / total
+    task.ask.add("kl_from_against", (shift - from_against / yardstick.total).clamp_(min=0.0), bad)
+    task.ask.add("kl_to_against", (to_against / mine.total - shift).clamp_(min=0.0), bad)

@@ -29,10 +29,36 @@ WORD = 0xFFFFFFFF
 class Sight:
     """What the rows of one group may see of its keys, in one layer."""
 
-    bias: Tensor  # [1, H or 1, N, K] zero where a row may see, -inf elsewhere; what is added to the scores
+    # [1, H or 1, N, K] zero where a row may see, -inf elsewhere; what is added to the scores. The keys are the past and
+    # then those of all rows; or, where siblings stand `apart`, those of the row's own piece alone.
+    bias: Tensor
     zeroed: Tensor | None  # [1, H or 1, N, K] True: the weight is set to zero after the softmax
     blind: Tensor | None  # [1, H or 1, N, 1] True: the row sees nothing, its output is zero; None: every row sees
+    apart: Apart | None = None
     tallies: Tallies | None = None  # the count of `bias` and `zeroed`, once somebody asked
+
+
+@dataclass(frozen=True, eq=False)
+class Apart:
+    """How pieces behind one past go through attention as a batch: side by side or, unequally long, padded."""
+
+    past: int
+    lengths: tuple[int, ...]  # rows of each piece
+    blind_before: Tensor  # [1, H or 1, N] True: the row sees no key of the past
+    blind_after: Tensor  # [1, H or 1, N] True: it sees no key of its piece
+    padded: Tensor | None  # [pieces * longest] the row that stands in each place of the batch; None: all as long
+    places: Tensor | None  # [N] where each row stands in the batch
+
+    def split(self, rows: Tensor) -> Tensor:
+        """[1,H,N,X] -> [pieces,H,longest,X]"""
+        rows = rows if self.padded is None else rows[:, :, self.padded]
+        heads, columns = rows.shape[1], rows.shape[3]
+        return rows.view(heads, len(self.lengths), -1, columns).transpose(0, 1)
+
+    def join(self, batch: Tensor) -> Tensor:
+        """[pieces,H,longest,X] -> [1,H,N,X]"""
+        rows = batch.transpose(0, 1).reshape(1, batch.shape[1], -1, batch.shape[3])
+        return rows if self.places is None else rows[:, :, self.places]
 
 
 class Sights:
@@ -53,15 +79,16 @@ class Sights:
     def signature(self, piece: Piece, layer: int) -> bytes:
         return sight_digest(*see(piece, layer, self._window(piece, layer)))
 
-    def find(self, placed: tuple[Placed, ...], past: int, hidden: int, layer: int) -> Sight:
-        """The sight of a group of pieces that share `past` keys and see nothing of each other, nor of `hidden` keys
-        that stand between the past and their own."""
+    def find(self, placed: tuple[Placed, ...], past: int, layer: int, *, apart: bool = False) -> Sight:
+        """The sight of a group of pieces that share `past` keys and see nothing of each other.
+
+        With `apart`, keys of siblings are left out where that can be."""
         rules = self._rules(placed, layer)
         key = (id(placed), rules)
         if key not in self._kept:
             later = range(layer + 1, len(self._windows))
             last = max((n for n in later if self._rules(placed, n) == rules), default=layer)
-            self._kept[key] = self._make(placed, past, hidden, layer), last
+            self._kept[key] = self._make(placed, past, layer, apart), last
         sight, last = self._kept[key]
         if layer >= last:
             del self._kept[key]
@@ -87,29 +114,48 @@ class Sights:
             return None
         return window
 
-    def _make(self, placed: Sequence[Placed], past: int, hidden: int, layer: int) -> Sight:
+    def _make(self, placed: tuple[Placed, ...], past: int, layer: int, apart: bool) -> Sight:
         blocks = [see(one.piece, layer, self._window(one.piece, layer)) for one in placed]
         heads = max(allowed.shape[0] for allowed, _ in blocks)
-        rows = sum(one.piece.rows for one in placed)
-        allowed = np.zeros((heads, rows, past + hidden + rows), np.bool_)
-        zeroed = np.zeros_like(allowed) if any(zero is not None for _, zero in blocks) else None
+        lengths = tuple(one.piece.rows for one in placed)
+        zeroes = any(zero is not None for _, zero in blocks)
+        apart = apart and past > 0 and len(placed) > 1 and not zeroes
+        allowed = np.zeros((heads, sum(lengths), past + (max(lengths) if apart else sum(lengths))), np.bool_)
+        zeroed = np.zeros_like(allowed) if zeroes else None
         at = 0
-        for one, (block, zero) in zip(placed, blocks, strict=True):
-            here = slice(at, at + one.piece.rows)
+        for rows, (block, zero) in zip(lengths, blocks, strict=True):
+            first = past if apart else past + at
             for target, source in ((allowed, block), (zeroed, zero)):
                 if target is not None and source is not None:
-                    target[:, here, :past] = source[:, :, :past]
-                    target[:, here, past + hidden + here.start : past + hidden + here.stop] = source[:, :, past:]
-            at = here.stop
-        blind = ~allowed.any(axis=2, keepdims=True)
-        sees = torch.from_numpy(allowed).to(self._device)
+                    target[:, at : at + rows, :past] = source[:, :, :past]
+                    target[:, at : at + rows, first : first + rows] = source[:, :, past:]
+            at += rows
+        blind: Bools = np.logical_not(allowed.any(axis=2, keepdims=True))
         bias = torch.zeros((1, *allowed.shape), dtype=self._dtype, device=self._device)
-        bias.masked_fill_(~sees, float("-inf"))
+        bias.masked_fill_(~self._tensor(allowed), float("-inf"))
         return Sight(
             bias,
-            None if zeroed is None else torch.from_numpy(zeroed).to(self._device)[None],
-            torch.from_numpy(blind).to(self._device)[None] if blind.any() else None,
+            None if zeroed is None else self._tensor(zeroed)[None],
+            self._tensor(blind)[None] if blind.any() else None,
+            self._set_apart(allowed, past, lengths) if apart else None,
         )
+
+    def _set_apart(self, allowed: Bools, past: int, lengths: tuple[int, ...]) -> Apart:
+        padded = places = None
+        longest = max(lengths)
+        if min(lengths) < longest:
+            starts = np.cumsum((0, *lengths[:-1]))
+            inside = np.minimum(np.arange(longest)[None, :], np.array(lengths)[:, None] - 1)
+            padded = self._tensor((starts[:, None] + inside).reshape(-1))
+            places = self._tensor(np.concatenate([n * longest + np.arange(rows) for n, rows in enumerate(lengths)]))
+        blind = [
+            self._tensor(np.logical_not(part.any(axis=2)))[None]
+            for part in (allowed[:, :, :past], allowed[:, :, past:])
+        ]
+        return Apart(past, lengths, blind[0], blind[1], padded, places)
+
+    def _tensor(self, array: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
 
 
 def see(piece: Piece, layer: int, window: int | None) -> tuple[Bools, Bools | None]:
@@ -129,11 +175,12 @@ def see(piece: Piece, layer: int, window: int | None) -> tuple[Bools, Bools | No
     return allowed[:, :, :stop], None if zeroed is None else zeroed[:, :, :stop]
 
 
-def count_sight(sight: Sight, placed: Sequence[Placed], past: int, hidden: int) -> Tallies:
+def count_sight(sight: Sight, placed: Sequence[Placed], past: int) -> Tallies:
     """What the applied tensor allowed, per head and piece, in root-to-leaf rows and keys."""
     device = sight.bias.device
     rows = np.concatenate([np.arange(one.piece.start, one.piece.stop) for one in placed])
-    keys = np.concatenate([np.arange(past), np.zeros(hidden, np.int64), rows])  # a hidden key that is seen is counted
+    # siblings apart all begin behind the same past, so a column is the same key for each of them
+    keys = np.concatenate([np.arange(past), rows]) if sight.apart is None else np.arange(sight.bias.shape[3])
     tables = mix(int(keys.max()) + 1)
     own = np.concatenate(
         [np.arange(one.piece.start, one.piece.stop) >= one.piece.strand.counted_from for one in placed]

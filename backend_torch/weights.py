@@ -1,6 +1,6 @@
 """A checkpoint becomes a transformers model whose attention is ours.
 
-It knows directories, the hub's cache on disk and transformers' loading. It must not know batches. Only safetensors
+It knows directories and transformers' loading. It must not know batches. Only safetensors
 are read, no code of a model is run, and nothing is fetched from a network.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from dualtrace.checkpoint import Checkpoint
-from dualtrace.engine import EngineSettings
-from dualtrace.problems import InvalidArgument, NotFound, Reason, Unsupported
+from dualtrace.problems import InvalidArgument, Reason, Unsupported
 from dualtrace.reference.weights import BUFFERS
 
 from .attention import ATTENTION, register_attention
@@ -31,7 +29,6 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,36 +50,6 @@ class Model:
     hidden_size: int
     dtype: torch.dtype
     device: torch.device
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a model lies and how it is called."""
-
-    directory: Path
-    model_id: str
-    revision: str
-
-
-def find_model(settings: EngineSettings) -> Place:
-    """The directory that was named, or what the hub's cache on this disk holds under that id."""
-    if settings.model.is_dir():
-        return Place(settings.model, settings.model_id or settings.model.resolve().name, settings.revision)
-    name = settings.model.as_posix()
-    if not HUB_ID.fullmatch(name):
-        raise NotFound(Reason.NOT_FOUND, f"{name} is not a directory; give the folder that holds config.json.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, revision=settings.revision or None, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise NotFound(
-            Reason.NOT_FOUND,
-            f"{name} is neither a directory nor in the hub cache of this machine; nothing is fetched from the network "
-            "here. Download it first, or give a directory.",
-        ) from error
-    return Place(folder, settings.model_id or name, settings.revision or folder.name)
 
 
 def load_model(checkpoint: Checkpoint, dtype: str, device: str) -> Model:

@@ -27,6 +27,7 @@ def load_bare(attention: str = "sdpa") -> Any:
     except ImportError as error:
         raise Missing(f"transformers or torch is not installed ({error})") from error
     torch.set_num_threads(THREADS)
+    transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         model_folder(), attn_implementation=attention, dtype="float32"
     )

@@ -210,18 +210,33 @@ def test_whole_texts_agree_with_lm_eval_loglikelihood_rolling(
     assert done.total_logprob == pytest.approx(theirs, rel=0, abs=LOG_SOFTMAX_LARGE.epsilon(done.scored_tokens))
 
 
+CUT_ROWS, CUT_KEYS = (500, 540), (60, 90)
+CUT = MaskSpec(edges=(Edge(TokenRange(*CUT_ROWS), TokenRange(*CUT_KEYS)),))
+
+
+def scored_under(engine: Engine, tokenizer: Tokenizer, text: list[int], mask: MaskSpec) -> FloatArray:
+    """[T-1]"""
+    question = MaskedForwardQuestion(Input(ids=int_array(text)), (Variant(mask=mask),))
+    chunks, _done = ask(engine, tokenizer, question)
+    return np.concatenate([chunk.logprobs for chunk in chunks])
+
+
 def test_a_cut_in_the_long_text_agrees_with_transformers_under_the_same_mask(
     engine: Engine, tokenizer: Tokenizer, bare: Any, ids: Callable[[str], list[int]]
 ) -> None:
     import torch
 
     text = ids("long")
-    rows, keys = (500, 540), (60, 90)
     mask = torch.full((len(text), len(text)), torch.finfo(torch.float32).min).triu(1)
-    mask[rows[0] : rows[1], keys[0] : keys[1]] = torch.finfo(torch.float32).min
+    mask[slice(*CUT_ROWS), slice(*CUT_KEYS)] = torch.finfo(torch.float32).min
     logits = bare(torch.tensor([text]), attention_mask=mask[None, None], use_cache=False).logits[0]
-    cut = MaskSpec(edges=(Edge(TokenRange(*rows), TokenRange(*keys)),))
-    question = MaskedForwardQuestion(Input(ids=int_array(text)), (Variant(mask=cut),))
-    chunks, _done = ask(engine, tokenizer, question)
-    ours = np.concatenate([chunk.logprobs for chunk in chunks])
+    ours = scored_under(engine, tokenizer, text, CUT)
     assert_near(ours, target_logprobs(logits, text), tolerance_of(engine.card), range(len(text)))
+
+
+def test_the_cut_moves_a_token_by_more_than_the_tolerance(
+    engine: Engine, tokenizer: Tokenizer, ids: Callable[[str], list[int]]
+) -> None:
+    text = ids("long")
+    pairs = zip(scored(engine, tokenizer, text), scored_under(engine, tokenizer, text, CUT), strict=True)
+    assert not all(tolerance_of(engine.card).allows(float(uncut), float(cut)) for uncut, cut in pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -124,20 +125,27 @@ def test_a_mask_that_is_not_applied_is_found(monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.reason is Reason.MASK_NOT_APPLIED
 
 
-def test_a_sibling_that_is_seen_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+ZEROED = s.MaskSpec(edges=(replace(CUT.edges[0], mode=s.CutMode.POST_SOFTMAX_ZERO),))
+
+
+@pytest.mark.parametrize(
+    ("cut", "key"), [(ZEROED, 10), (CUT, 5)], ids=["a sibling's key", "a key of the past that is cut"]
+)
+def test_a_key_that_one_sibling_should_not_see_is_found(
+    cut: s.MaskSpec, key: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import backend_torch.sight as sight
 
     true_make = sight.Sights._make
 
-    def leaky(self: Any, placed: Any, past: int, hidden: int, layer: int) -> Any:
-        made = true_make(self, placed, past, hidden, layer)
+    def leaky(self: Any, placed: Any, *where: Any) -> Any:
+        made = true_make(self, placed, *where)
         if len(placed) > 1:
-            made.bias[..., -1, past] = 0.0  # the last sibling sees the first one's first key
+            made.bias[..., -1, key] = 0.0  # siblings behind rows 0-9: zeroed weights keep their keys in one table
         return made
 
     monkeypatch.setattr(sight.Sights, "_make", leaky)
-    plan = plan_for(engine_of().card, s.MaskSpec())
-    other = plan_for(engine_of().card, CUT)
+    plan, other = plan_for(engine_of().card, s.MaskSpec()), plan_for(engine_of().card, cut)
     prefix = Segment(IDS[:10], ROWS[:10], mask=plan)
     leaves = [Segment(IDS[10:], ROWS[10:], 0, mask=mask) for mask in (plan, other)]
     found = collect(engine_of(), [prefix, *leaves], [NOTHING, Read(ROWS[10:], IDS[10:]), Read(ROWS[10:], IDS[10:])])

@@ -124,7 +124,7 @@ def test_a_hub_id_that_is_not_on_this_disk_is_not_fetched(tmp_path: Path, monkey
     monkeypatch.setattr(socket.socket, "connect", no_network)
     problem = refusal(model=Path("nobody/no-such-model"))
     assert problem.reason is Reason.NOT_FOUND
-    assert "hub cache" in str(problem)
+    assert "hf download nobody/no-such-model" in str(problem)
 
 
 @pytest.mark.parametrize(
