@@ -95,6 +95,8 @@ class Architecture:
             "gate": (inner, hidden),
             "up": (inner, hidden),
             "down": (hidden, inner),
+            "project_in": (hidden, self.outer_size),
+            "project_out": (self.outer_size, hidden),
         }[role]
 
     @property
@@ -103,6 +105,11 @@ class Architecture:
         projections = ("joint",) if self.joint else ("query", "key", "value")
         inner = ("gate_up",) if self.joint_gate else ("gate", "up") if self.gated else ("up",)
         return (*projections, "output", *inner, "down")
+
+    @property
+    def outer_roles(self) -> tuple[str, ...]:
+        """The linear layers before the first and after the last layer."""
+        return ("project_in", "project_out") if self.embedding_size else ()
 
     @property
     def norm_roles(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from backend_jax.architecture import Architecture
 from backend_jax.model import Rows
+from backend_jax.programs import shape_of
 from backend_jax.rope import rotary_tables
 from dualtrace.engine import IntArray
 from dualtrace.masks.plan import MaskPlan
@@ -76,6 +77,14 @@ def lay_rows(architecture: Architecture, parts: Sequence[Part], grid: Grid, dtyp
     else:
         cosines = sines = np.zeros((0, *shape, 0), dtype)
     return Rows(ids, places, segments, cosines, sines)  # type: ignore[arg-type]
+
+
+def outline_rows(architecture: Architecture, grid: Grid, dtype: np.dtype[np.generic]) -> Rows:
+    """What `lay_rows` makes, as shapes."""
+    shape = (grid.pasts, grid.rows, grid.tokens)
+    pairs = len(architecture.rotary[0].frequencies) if architecture.rotary else 0
+    numbers, turns = shape_of(shape, np.int32), shape_of((len(architecture.rotary), *shape, pairs), dtype)
+    return Rows(numbers, numbers, numbers, turns, turns)
 
 
 @dataclass(frozen=True, eq=False)

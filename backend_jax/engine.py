@@ -6,17 +6,19 @@ It must not know text, the wire, or how a forward is arranged.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
 
-from backend_jax.forest import Forest, warm_parts
+from backend_jax.forest import Forest
 from backend_jax.programs import Programs
 from backend_jax.reader import Reader
+from backend_jax.rehearsal import rehearse
 from backend_jax.runner import Runner
-from backend_jax.shapes import EXTRA, READ_ROWS, ROWS, SIDE_BY_SIDE, TOP, past_bucket, token_buckets
-from dualtrace.engine import Batch, IntArray, Live, ModelCard, Read, Reads, Shape, Step
+from backend_jax.warm import plain_batch, usual_batches
+from dualtrace.engine import Batch, IntArray, Live, ModelCard, Preparation, Read, Reads, Shape, Step
 from dualtrace.problems import Exhausted, FailedPrecondition, InvalidArgument, Problem, Reason
 
 
@@ -37,27 +39,36 @@ class JaxEngine:
 
     @property
     def compilations(self) -> dict[str, int]:
-        """Functions made so far: forward, keep, read, diverge."""
+        """Functions made so far: forward, keep, read, base, contrast."""
         return dict(self._programs.compilations)
 
-    def buckets(self) -> dict[str, tuple[int, ...]]:
-        """The sizes to which calls are padded, by what is padded."""
-        tokens = token_buckets(self._card.max_positions)
-        return {
-            "rows": ROWS,
-            "row_tokens": tokens,
-            "past_tokens": tuple(dict.fromkeys((0, *(past_bucket(size) for size in tokens)))),
-            "side_by_side": SIDE_BY_SIDE,
-            "read_rows": READ_ROWS,
-            "top_k": TOP,
-            "extra_ids": EXTRA,
-        }
+    @property
+    def late_compilations(self) -> dict[str, int]:
+        """Those of them for which a forward had to wait, since nobody had prepared them."""
+        return {kind: count for kind, count in self._programs.late.items() if count}
 
     def prepare(self, shape: Shape) -> None:
+        batch, reads = plain_batch(shape.rows, min(shape.tokens, self._card.max_positions))
+        for preparation in self.list_missing(batch, reads):
+            preparation.run()
+
+    def list_missing(self, batch: Batch, reads: Reads) -> tuple[Preparation, ...]:
         runner, reader = self._parts()
-        parts, grid, keep = warm_parts(shape.rows, min(shape.tokens, self._card.max_positions), self._step_tokens)
-        runner.warm(parts, grid, keep=keep)
-        reader.warm([(min(shape.rows * shape.tokens, READ_ROWS[-1]), 0)])
+        self._check(batch, reads, runner)
+        return self._list([(batch, reads)], runner, reader)
+
+    def list_usual(self) -> tuple[Preparation, ...]:
+        runner, reader = self._parts()
+        return self._list(usual_batches(self._card.max_positions, self._step_tokens), runner, reader)
+
+    def _list(self, batches: Sequence[tuple[Batch, Reads]], runner: Runner, reader: Reader) -> tuple[Preparation, ...]:
+        found: dict[tuple[str, Hashable], Preparation] = {}
+        for batch, reads in batches:
+            for recipe in rehearse(batch, reads, runner, reader, self._step_tokens):
+                if not self._programs.has(recipe):
+                    prepare = partial(self._programs.prepare, recipe)
+                    found.setdefault((recipe.kind, recipe.key), Preparation(recipe.name, prepare))
+        return tuple(found.values())
 
     def forward(self, batch: Batch, reads: Reads, live: Live) -> Iterator[Step]:
         runner, reader = self._parts()

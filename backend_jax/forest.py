@@ -6,19 +6,24 @@ reads and liveness. It must not know arrays on devices beyond what the runner ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from backend_jax.architecture import Architecture
+from backend_jax.attention import Keys
 from backend_jax.call import Grid, Part
 from backend_jax.masking import counts_of
-from backend_jax.reader import Pending, Reader
-from backend_jax.runner import Kept, Ran, Runner
+from backend_jax.reader import Pending, Side
+from backend_jax.runner import Kept, Ran
 from backend_jax.shapes import MOST_TOKENS, SIDE_BY_SIDE, bucket, pack, token_bucket
+from dualtrace.adapters import Delta
 from dualtrace.engine import Batch, IntArray, Live, Read, Readout, Reads, Step
-from dualtrace.views import BASE
+from dualtrace.masks.plan import MaskPlan
+from dualtrace.views import View
 
 MOST_VIEWS = 16  # adapters and strengths of one call
 
@@ -34,9 +39,31 @@ class Trunk:
 ROOT = Trunk(None, 0)
 
 
+class Calls(Protocol):
+    """The runner, or what stands in for it while a batch is rehearsed."""
+
+    @property
+    def architecture(self) -> Architecture: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def delta(self) -> Callable[[View], Delta | None]: ...
+    def known_rows(
+        self, past_tokens: int, masks: Sequence[MaskPlan | None], views: Sequence[View]
+    ) -> frozenset[tuple[int, int]]: ...
+    def run(self, parts: Sequence[Part], grid: Grid, kept: Kept | None, *, keep: bool = False) -> Ran: ...
+    def append(self, kept: Kept | None, fresh: Keys, parts: Sequence[Part], *, owned: bool) -> Kept: ...
+
+
+class Reading(Protocol):
+    def read(self, pending: Sequence[Pending], *, fixed: bool) -> Sequence[Readout]: ...
+
+
 class Forest:
     def __init__(
-        self, batch: Batch, reads: Reads, live: Live, runner: Runner, reader: Reader, step_tokens: int
+        self, batch: Batch, reads: Reads, live: Live, runner: Calls, reader: Reading, step_tokens: int
     ) -> None:
         self._batch = batch
         self._reads = reads
@@ -94,15 +121,20 @@ class Forest:
             yield from self._advance([index], trunk)
 
     def _fan(self, leaves: Sequence[int], trunk: Trunk) -> Iterator[Step]:
-        """Leaves packed into rows behind one past."""
+        """Leaves packed into rows behind one past. Who left meanwhile keeps his place, so that no call changes its
+        shape; a call that nobody wants is not run."""
         waiting = list(leaves)
-        while waiting := [i for i in waiting if self._is_wanted(i)]:
+        while waiting:
             members = self._take(waiting)
             waiting = waiting[len(members) :]
-            lengths = [self._batch.segments[i].ids.size for i in members]
-            kinds = [self._batch.segments[i].view.key for i in members]
+            if not any(map(self._is_wanted, members)):
+                continue
+            segments = [self._batch.segments[i] for i in members]
+            lengths = tuple(segment.ids.size for segment in segments)
+            kinds = tuple(segment.view.key for segment in segments)
             past = trunk.kept.tokens if trunk.kept else 0
-            plan = pack(lengths, kinds, self._runner.known_rows(past))
+            masks, views = [segment.mask for segment in segments], [segment.view for segment in segments]
+            plan = pack(lengths, kinds, self._runner.known_rows(past, masks, views))
             parts = [
                 self._part(i, self._own_start[i], self._own_start[i] + size, row=row, offset=offset)
                 for i, size, (row, offset) in zip(members, lengths, plan.places, strict=True)
@@ -124,12 +156,15 @@ class Forest:
         return taken
 
     def _advance(self, members: Sequence[int], trunk: Trunk) -> Iterator[Step]:
-        """Segments side by side, step by step, each in its lane over what it kept; then their children."""
+        """Segments side by side, step by step, each in its lane over what it kept; then their children. A lane that
+        nobody wants any more goes on as long as one beside it is wanted: its place cannot be used for another."""
         lanes = bucket(len(members), SIDE_BY_SIDE)
         at = [0 if self._fixed else self._own_start[i] for i in members]
         ends = [self._own_start[i] + self._batch.segments[i].ids.size for i in members]
         kept, owned = trunk.kept, False
-        while going := [n for n, i in enumerate(members) if at[n] < ends[n] and self._is_wanted(i)]:
+        while going := [n for n in range(len(members)) if at[n] < ends[n]]:
+            if not any(self._is_wanted(members[n]) for n in going):
+                return
             stops = {n: self._next_stop(members[n], at[n], ends[n]) for n in going}
             parts = [self._part(members[n], at[n], stop, lane=n) for n, stop in stops.items()]
             tokens = token_bucket(max(part.size for part in parts))
@@ -203,6 +238,8 @@ class Forest:
     def _harvest(self, parts: Sequence[Part], grid: Grid, ran: Ran) -> Iterator[Step]:
         pending = []
         for part in parts:
+            if not self._is_wanted(part.segment):
+                continue
             first = grid.first_flat(part)
             hidden = ran.hidden[first : first + part.size]
             for row in self._needed.get(part.segment, ()):
@@ -221,27 +258,39 @@ class Forest:
         inside = (asked.rows >= first) & (asked.rows < stop)
         targets = None if asked.targets is None else asked.targets[inside]
         read = Read(asked.rows[inside], targets, asked.top_k, asked.extra_ids, asked.tail, asked.against)
-        hidden = [
-            made[1][row - start] if made and row >= start else self._rows_kept[self._owner(index, row), row]
-            for row in read.rows.tolist()
-        ]
         counts = None
         if segment.mask is not None and made is not None and made[2].tallies is not None:
             counts = counts_of(made[0], made[2].tallies, self._runner.architecture.query_heads)
         delta = self._runner.delta(segment.view)
         readout = Readout(
-            index, first, stop, read.rows, computed, counts=counts, delta_modules=delta.modules if delta else None
+            index,
+            first,
+            stop,
+            read.rows,
+            computed,
+            counts=counts,
+            delta_modules=delta.modules if delta else None,
+            bucket=made[2].shape.name if made else "",
         )
-        width = self._runner.architecture.outer_size
-        stacked = np.stack(hidden) if hidden else np.empty((0, width), self._runner.dtype)
-        return readout, read, stacked
+        below = int(np.searchsorted(read.rows, start))  # rows that ancestors computed
+        hidden = self._stack_kept([(self._owner(index, row), row) for row in read.rows[:below].tolist()])
+        if made is not None:
+            own = made[1][read.rows[below:] - start]
+            hidden = np.concatenate([hidden, own]) if below else own
+        return readout, read, hidden
 
     def _emit(self, fresh: Sequence[tuple[Readout, Read, npt.NDArray[np.generic]]]) -> Iterator[Step]:
         """Read what can be read; a segment whose other side is not computed yet waits for it."""
         waiting = [*self._held, *fresh]
         ready, self._held = [], []
+        sides: dict[tuple[int, bytes], Side | None] = {}
         for readout, read, hidden in waiting:
-            against = self._other_side(read)
+            against = None
+            if read.against is not None:
+                key = (read.against, read.rows.tobytes())
+                if key not in sides:
+                    sides[key] = self._other_side(read.against, read.rows, key)
+                against = sides[key]
             if read.against is not None and against is None:
                 self._held.append((readout, read, hidden))
             else:
@@ -249,28 +298,13 @@ class Forest:
         if ready:
             yield tuple(self._reader.read(ready, fixed=self._fixed))
 
-    def _other_side(self, read: Read) -> npt.NDArray[np.generic] | None:
-        """[R, hidden] of the segment to measure against; None while some row of it is missing."""
-        if read.against is None:
-            return None
-        places = [(self._owner(read.against, row), row) for row in read.rows.tolist()]
-        if not all(place in self._rows_kept for place in places):
-            return None
-        rows = [self._rows_kept[place] for place in places]
-        width = self._runner.architecture.outer_size
-        return np.stack(rows) if rows else np.empty((0, width), self._runner.dtype)
+    def _other_side(self, index: int, rows: IntArray, key: tuple[int, bytes]) -> Side | None:
+        """Rows of the segment to measure against; None while one of them is missing."""
+        places = [(self._owner(index, row), row) for row in rows.tolist()]
+        return Side(key, self._stack_kept(places)) if all(place in self._rows_kept for place in places) else None
 
-
-def warm_parts(rows: int, tokens: int, step_tokens: int) -> tuple[list[Part], Grid, bool]:
-    """The first call of `rows` plain segments of `tokens` tokens, and whether its keys and values are kept."""
-    size = min(tokens, step_tokens)
-    ids: IntArray = np.zeros(size, np.int32)
-    places: IntArray = np.arange(size, dtype=np.int32)
-    if tokens > step_tokens:
-        lanes = bucket(min(rows, max(1, MOST_TOKENS // step_tokens)), SIDE_BY_SIDE)
-        parts = [Part(lane, ids, places, 0, 0, BASE, None, lane) for lane in range(min(rows, lanes))]
-        return parts, Grid(lanes, 1, token_bucket(size), 0), True
-    count = min(rows, max(1, MOST_TOKENS // size))
-    plan = pack([size] * count, [""] * count)
-    parts = [Part(i, ids, places, 0, 0, BASE, None, 0, row, at) for i, (row, at) in enumerate(plan.places)]
-    return parts, Grid(1, plan.rows, plan.tokens, 0), False
+    def _stack_kept(self, places: Sequence[tuple[int, int]]) -> npt.NDArray[np.generic]:
+        """[R, hidden]"""
+        if not places:
+            return np.empty((0, self._runner.width), self._runner.dtype)
+        return np.stack([self._rows_kept[place] for place in places])

@@ -20,6 +20,7 @@ from backend_jax.mesh import AXIS, OPTION, Spread, open_spread
 from backend_jax.programs import Programs
 from backend_jax.reader import Reader
 from backend_jax.runner import Runner
+from backend_jax.shapes import describe_buckets
 from backend_jax.weights import load_weights, module_names
 from dualtrace.adapters import AdapterShelf
 from dualtrace.checkpoint import Checkpoint, open_checkpoint, weights_digest
@@ -119,4 +120,5 @@ def _card(
         kv_heads=architecture.kv_heads,
         hidden_size=architecture.hidden_size,
         windows=architecture.windows,
+        buckets=describe_buckets(architecture.max_positions),
     )

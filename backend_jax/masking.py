@@ -16,7 +16,9 @@ from backend_jax.architecture import Architecture
 from backend_jax.attention import Mixes
 from backend_jax.call import Grid, Part, PastRows
 from backend_jax.model import Masks
+from backend_jax.programs import shape_of
 from backend_jax.shapes import MaskShape, bucket
+from dualtrace.masks.plan import MaskPlan
 from dualtrace.masks.receipt import Counts, mix
 
 Bools = npt.NDArray[np.bool_]
@@ -41,21 +43,36 @@ class _Sheets:
             self.past[index, part.lane, :, part.row, :, part.span, : part.start] = by_head[..., : part.start]
 
 
-def build_masks(
-    architecture: Architecture, parts: Sequence[Part], grid: Grid, past: PastRows | None
-) -> tuple[MaskShape, Masks] | None:
-    """None when no part has a mask."""
-    plans = [part.mask for part in parts if part.mask is not None]
-    if not plans:
+def mask_shape(architecture: Architecture, plans: Sequence[MaskPlan | None]) -> MaskShape | None:
+    """Of a call whose parts have these masks; None when no part has one."""
+    given = [plan for plan in plans if plan is not None]
+    if not given:
         return None
-    layers = _distinct_layers(architecture, parts)
+    count = len(set(_number_layers(architecture, plans)))
+    distinct = min(bucket(count, DISTINCT), architecture.layers)
+    by_head = any((plan.rule_of != plan.rule_of[:, :1]).any() for plan in given)
+    zeroed = any(rule.zeroed is not None for plan in given for rule in plan.rules)
+    return MaskShape(distinct, by_head, zeroed)
+
+
+def outline_masks(architecture: Architecture, shape: MaskShape, grid: Grid) -> Masks:
+    """What `build_masks` makes, as shapes."""
+    front = _front(architecture, shape, grid)
+    own = shape_of((*front, grid.tokens), np.bool_)
+    past = shape_of((*front, grid.past_tokens), np.bool_) if grid.past_tokens else None
+    rows = shape_of((2, grid.pasts, grid.rows, grid.tokens), np.uint32)
+    mixes = Mixes(rows, rows, shape_of((2, grid.pasts, grid.past_tokens), np.uint32) if grid.past_tokens else None)
+    zeroed_own, zeroed_past = (own, past) if shape.zeroed else (None, None)
+    return Masks(own, past, zeroed_own, zeroed_past, shape_of((architecture.layers,), np.int32), mixes)
+
+
+def build_masks(
+    architecture: Architecture, shape: MaskShape, parts: Sequence[Part], grid: Grid, past: PastRows | None
+) -> Masks:
+    layers = _number_layers(architecture, [part.mask for part in parts])
     first = {index: layer for layer, index in reversed(list(enumerate(layers)))}
-    distinct = min(bucket(len(first), DISTINCT), architecture.layers)
-    by_head = any((plan.rule_of != plan.rule_of[:, :1]).any() for plan in plans)
-    zeroed = any(rule.zeroed is not None for plan in plans for rule in plan.rules)
-    shape = MaskShape(distinct, by_head, zeroed)
     allowed = _empty_sheets(architecture, shape, grid)
-    removed = _empty_sheets(architecture, shape, grid) if zeroed else None
+    removed = _empty_sheets(architecture, shape, grid) if shape.zeroed else None
     for index, layer in first.items():
         for part in parts:
             allowed.put(index, part, _allowed_block(architecture, part, layer, past))
@@ -63,23 +80,27 @@ def build_masks(
             if removed is not None and zero is not None:
                 removed.put(index, part, zero)
     arrays = (allowed.own, allowed.past, removed and removed.own, removed and removed.past)
-    return shape, Masks(*arrays, np.array(layers, np.int32), _mixes(parts, grid))  # type: ignore[arg-type]
+    return Masks(*arrays, np.array(layers, np.int32), _mixes(parts, grid))  # type: ignore[arg-type]
 
 
-def _distinct_layers(architecture: Architecture, parts: Sequence[Part]) -> list[int]:
+def _number_layers(architecture: Architecture, plans: Sequence[MaskPlan | None]) -> list[int]:
     """[L] the number of each layer's booleans: layers in which every part has the same rules share theirs."""
     numbers: dict[tuple[object, ...], int] = {}
     layers = []
     for layer in range(architecture.layers):
         native = architecture.window(layer)
-        rules = tuple(native if part.mask is None else part.mask.rule_of[layer].tobytes() for part in parts)
+        rules = tuple(native if plan is None else plan.rule_of[layer].tobytes() for plan in plans)
         layers.append(numbers.setdefault(rules, len(numbers)))
     return layers
 
 
-def _empty_sheets(architecture: Architecture, shape: MaskShape, grid: Grid) -> _Sheets:
+def _front(architecture: Architecture, shape: MaskShape, grid: Grid) -> tuple[int, ...]:
     groups, shares = (architecture.kv_heads, architecture.share) if shape.by_head else (1, 1)
-    front = (shape.distinct, grid.pasts, groups, grid.rows, shares, grid.tokens)
+    return shape.distinct, grid.pasts, groups, grid.rows, shares, grid.tokens
+
+
+def _empty_sheets(architecture: Architecture, shape: MaskShape, grid: Grid) -> _Sheets:
+    front = _front(architecture, shape, grid)
     past = np.zeros((*front, grid.past_tokens), np.bool_) if grid.past_tokens else None
     return _Sheets(np.zeros((*front, grid.tokens), np.bool_), past)
 
@@ -118,7 +139,9 @@ def counts_of(part: Part, tallies: Words, heads: int) -> Counts:
     span = slice(part.offset + min(skipped, part.size), part.offset + part.size)
     mine = tallies[:, :, part.lane, :, part.row, :, span]  # [L, 3|6, 1|G, 1|R, n]
     layers, kinds, rows = mine.shape[0], mine.shape[1], mine.shape[4]
-    by_head = np.broadcast_to(mine.reshape(layers, kinds, -1, rows), (layers, kinds, heads, rows))
+    by_head = np.broadcast_to(
+        mine.reshape(layers, kinds, mine.shape[2] * mine.shape[3], rows), (layers, kinds, heads, rows)
+    )
 
     def total(kind: int) -> npt.NDArray[np.int64]:
         sums: npt.NDArray[np.int64] = by_head[:, kind].sum(axis=-1, dtype=np.int64)

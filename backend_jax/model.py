@@ -71,9 +71,10 @@ def forward(
     masks: Masks | None,
     lora: Lora | None,
 ) -> Outputs:
+    inside, outside = _split_factors(architecture, lora)
     states = weights["embedding"][rows.ids]
     if architecture.embedding_size:
-        states = jnp.einsum("ncte,he->ncth", states, weights["project_in"])
+        states = _project_outside("project_in", states, weights, outside, lora)
     if architecture.embedding_scale != 1.0:
         states = states * jnp.asarray(architecture.embedding_scale, states.dtype)
     if architecture.position_rows:
@@ -86,14 +87,31 @@ def forward(
         "window": jnp.asarray(windows, jnp.int32),
         "rotary": jnp.asarray(architecture.rotary_of or (0,) * architecture.layers, jnp.int32),
         "mask": None if masks is None else masks.layer,
-        "factors": {} if lora is None else lora.factors,
+        "factors": inside,
     }
     states, (kept, counts) = jax.lax.scan(layer, states, inputs)
-    hidden = normalise(architecture, states, weights["norm"]).reshape(-1, architecture.hidden_size)
+    hidden = normalise(architecture, states, weights["norm"])
     if architecture.embedding_size:
-        hidden = jnp.einsum("rh,eh->re", hidden, weights["project_out"])
+        hidden = _project_outside("project_out", hidden, weights, outside, lora)
     keys, values = (None, None) if kept is None else (kept.keys, kept.values)
-    return Outputs(hidden, keys, values, counts)
+    return Outputs(hidden.reshape(-1, architecture.outer_size), keys, values, counts)
+
+
+def _split_factors(architecture: Architecture, lora: Lora | None) -> tuple[dict[str, Factors], dict[str, Factors]]:
+    """Those of the layers, and those of linear layers before and after them."""
+    factors = {} if lora is None else lora.factors
+    outside = {role: factors[role] for role in architecture.outer_roles if role in factors}
+    return {role: factors[role] for role in factors if role not in outside}, outside
+
+
+def _project_outside(
+    role: str, values: Array, weights: dict[str, Any], factors: dict[str, Factors], lora: Lora | None
+) -> Array:
+    """[N,C,T,in] -> [N,C,T,out] before the first layer or after the last."""
+    outputs = jnp.einsum("ncti,oi->ncto", values, weights[role])
+    if lora is None or role not in factors:
+        return outputs
+    return add_delta(outputs, values, Factors(factors[role].a[0], factors[role].b[0]), lora.chosen)
 
 
 class _Layer:

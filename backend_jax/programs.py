@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,6 +19,16 @@ from backend_jax.mesh import Spread, named_sharding
 Compiled = Callable[..., Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A function of a key, and how to come by it: `lower` gives what `.compile()` is called on."""
+
+    kind: str
+    key: Hashable
+    name: str  # for people: "forward 4x256"
+    lower: Callable[[], Any]
+
+
 class Programs:
     """Ahead-of-time compiled functions by (kind, key); an unforeseen shape is an error, never a silent recompile."""
 
@@ -26,32 +37,37 @@ class Programs:
         self._locks: dict[tuple[str, Hashable], threading.Lock] = {}
         self._guard = threading.Lock()
         self.compilations: Counter[str] = Counter()  # kind -> how many were compiled or taken from the disk cache
+        self.late: Counter[str] = Counter()  # those of them for which a forward had to wait
 
-    @property
-    def total(self) -> int:
-        return sum(self.compilations.values())
-
-    def has(self, kind: str, key: Hashable) -> bool:
-        return (kind, key) in self._made
+    def has(self, recipe: Recipe) -> bool:
+        return (recipe.kind, recipe.key) in self._made
 
     def keys(self, kind: str) -> tuple[Hashable, ...]:
         with self._guard:
             return tuple(key for known, key in self._made if known == kind)
 
-    def find(self, kind: str, key: Hashable, lower: Callable[[], Any]) -> Compiled:
-        """The function for this key; `lower` gives what `.compile()` is called on when it does not exist yet."""
-        place = (kind, key)
-        if (made := self._made.get(place)) is not None:
-            return made
+    def find(self, recipe: Recipe) -> Compiled:
+        """For a forward under way: it was made before, or the forward waits for it."""
+        made = self._made.get((recipe.kind, recipe.key))
+        return self._make(recipe, late=True) if made is None else made
+
+    def prepare(self, recipe: Recipe) -> None:
+        """For a forward to come, on any thread."""
+        self._make(recipe, late=False)
+
+    def _make(self, recipe: Recipe, *, late: bool) -> Compiled:
+        """Compile, unless it is there already. Two threads that want the same wait for one compilation."""
+        place = (recipe.kind, recipe.key)
         with self._guard:
             lock = self._locks.setdefault(place, threading.Lock())
         with lock:
             if place not in self._made:
                 with house_rules():
-                    compiled = lower().compile()
+                    compiled = recipe.lower().compile()
                 with self._guard:
                     self._made[place] = compiled
-                    self.compilations[kind] += 1
+                    self.compilations[recipe.kind] += 1
+                    self.late[recipe.kind] += late
             return self._made[place]
 
     def clear(self) -> None:

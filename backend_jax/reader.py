@@ -6,7 +6,7 @@ It knows Reads and Readouts. It must not know where hidden rows come from.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,13 +17,21 @@ import numpy.typing as npt
 
 from backend_jax.device import house_rules
 from backend_jax.mesh import Spread
-from backend_jax.programs import Programs, jit, outline, shape_of
-from backend_jax.readout import Asked, diverge_block, read_block
+from backend_jax.programs import Programs, Recipe, jit, outline, shape_of
+from backend_jax.readout import Asked, Base, base_block, contrast_block, read_block
 from backend_jax.shapes import EXTRA, READ_ROWS, TOP, bucket
 from dualtrace.engine import FloatArray, IntArray, Read, Readout
 
 Values = npt.NDArray[Any]
 UNREAD = -1  # in integer columns of bad rows, where no NaN can stand
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Rows that others are measured against. Equal keys, equal rows."""
+
+    key: Hashable
+    hidden: Values  # [R, hidden]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +41,7 @@ class Pending:
     readout: Readout  # segment, range, rows, computed tokens, counts; the numbers are still missing
     read: Read
     hidden: Values  # [R, hidden]
-    against: Values | None = None  # [R, hidden] of the segment to measure divergence with
+    against: Side | None = None  # [R, hidden] of the segment to measure divergence with
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,32 @@ class _Kind:
     most: int  # bucket of top_k
     extra: int  # bucket of extra ids
     tails: bool
+
+    def name(self, what: str, rows: int) -> str:
+        more = (f"top {self.most}" * (self.most > 0), f"extra {self.extra}" * (self.extra > 0), "tails" * self.tails)
+        return ", ".join((f"{what} {rows}", *filter(None, more)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Segments whose rows are read together; where they are measured, against the same rows."""
+
+    members: tuple[Pending, ...]
+    kind: _Kind
+    fixed: bool
+
+    @property
+    def against(self) -> Side | None:
+        return self.members[0].against
+
+    @property
+    def total(self) -> int:
+        return sum(one.hidden.shape[0] for one in self.members)
+
+    @property
+    def largest(self) -> int:
+        """Rows of a block when they are measured: the same on both sides, so that equal sides stay equal."""
+        return READ_ROWS[-1] if self.fixed else bucket(min(self.total, READ_ROWS[-1]), READ_ROWS)
 
 
 class Reader:
@@ -57,32 +91,33 @@ class Reader:
 
     def read(self, pending: Sequence[Pending], *, fixed: bool) -> list[Readout]:
         """`fixed`: every segment alone, in blocks of one size, so that no neighbour can move a bit."""
-        with house_rules():
-            return self._read(pending, fixed)
-
-    def _read(self, pending: Sequence[Pending], fixed: bool) -> list[Readout]:
         found: dict[int, Readout] = {}
+        with house_rules():
+            for group in self._groups(pending, fixed):
+                columns = self._read_group(group)
+                start = 0
+                for one in group.members:
+                    stop = start + one.hidden.shape[0]
+                    part = {name: values[start:stop] for name, values in columns.items()}
+                    found[id(one)] = _complete(one, part)
+                    start = stop
+        return [found[id(one)] for one in pending]
+
+    def recipes(self, pending: Sequence[Pending], *, fixed: bool) -> Iterator[Recipe]:
+        """The functions that `read` would call. Hidden states need no columns for this."""
         for group in self._groups(pending, fixed):
-            kind = self._kind(pending[group[0]].read)
-            columns = self._read_rows([pending[i] for i in group], kind, fixed)
-            start = 0
-            for i in group:
-                stop = start + pending[i].hidden.shape[0]
-                part = {name: values[start:stop] for name, values in columns.items()}
-                found[i] = _complete(pending[i], part, self._diverge(pending[i], fixed))
-                start = stop
-        return [found[i] for i in range(len(pending))]
+            if group.against is None:
+                yield from (self._reading(rows, group.kind) for _, rows in blocks(group.total, fixed))
+            elif group.total:
+                yield from (self._basing(group.largest), self._contrasting(group.largest, group.kind))
 
-    def warm(self, kinds: Sequence[tuple[int, int]]) -> None:
-        """Compile what reads (rows, top_k)."""
-        for rows, most in kinds:
-            self._program(bucket(rows, READ_ROWS), _Kind(self._bucket(most, TOP), 0, False))
-
-    def _groups(self, pending: Sequence[Pending], fixed: bool) -> Iterator[list[int]]:
-        groups: dict[object, list[int]] = {}
+    def _groups(self, pending: Sequence[Pending], fixed: bool) -> Iterator[_Group]:
+        groups: dict[Hashable, list[Pending]] = {}
         for index, one in enumerate(pending):
-            groups.setdefault(index if fixed else self._kind(one.read), []).append(index)
-        yield from groups.values()
+            side = None if one.against is None else one.against.key
+            groups.setdefault((index if fixed else None, self._kind(one.read), side), []).append(one)
+        for members in groups.values():
+            yield _Group(tuple(members), self._kind(members[0].read), fixed)
 
     def _kind(self, read: Read) -> _Kind:
         extra = 0 if read.extra_ids is None else read.extra_ids.size
@@ -91,62 +126,114 @@ class Reader:
     def _bucket(self, size: int, buckets: tuple[int, ...]) -> int:
         return min(bucket(size, buckets), self._vocabulary) if size <= buckets[-1] else self._vocabulary
 
-    def _read_rows(self, members: Sequence[Pending], kind: _Kind, fixed: bool) -> dict[str, Values]:
-        hidden = np.concatenate([one.hidden for one in members])
-        total = hidden.shape[0]
-        targets = np.concatenate([_targets(one) for one in members])
-        top = np.concatenate([np.full(one.hidden.shape[0], one.read.top_k, np.int32) for one in members])
-        extra = np.concatenate([self._extra(one, kind.extra) for one in members])
-        parts: list[dict[str, Values]] = []
-        for start, rows in blocks(total, fixed):
-            part = slice(start, start + rows)
-            asked = Asked(*(_fill(column[part], rows) for column in (targets, top, extra)))  # type: ignore[arg-type]
-            answer = self._program(rows, kind)(_fill(hidden[part], rows), self._head, asked)
-            used = min(rows, total - start)
-            parts.append({k: np.asarray(v)[:used] for k, v in answer._asdict().items() if v is not None})
-        if not parts:
-            return {}
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def _read_group(self, group: _Group) -> dict[str, Values]:
+        columns: dict[str, Values] = {}
+        rows = _stack(group, self._vocabulary)
+        answers = self._read_plain(group, rows) if group.against is None else self._measure(group, group.against, rows)
+        for chosen, answer in answers:
+            for name, values in answer.items():
+                if name not in columns:
+                    columns[name] = np.empty((group.total, *values.shape[1:]), values.dtype)
+                columns[name][chosen] = values[: chosen.size]
+        return columns
 
-    def _extra(self, one: Pending, size: int) -> IntArray:
-        ids = np.full((one.hidden.shape[0], size), self._vocabulary, np.int32)
-        if one.read.extra_ids is not None:
-            ids[:, : one.read.extra_ids.size] = one.read.extra_ids
-        return ids
+    def _read_plain(self, group: _Group, stacked: _Stack) -> Iterator[tuple[IntArray, dict[str, Values]]]:
+        for start, size in blocks(group.total, group.fixed):
+            chosen = np.arange(start, min(start + size, group.total), dtype=np.int32)
+            rows = self._made_size(size, lambda rows: (self._reading(rows, group.kind),))
+            hidden, asked = stacked.take(chosen, rows)
+            yield chosen, _columns(self._programs.find(self._reading(rows, group.kind))(hidden, self._head, asked))
 
-    def _program(self, rows: int, kind: _Kind) -> Any:
+    def _measure(self, group: _Group, side: Side, stacked: _Stack) -> Iterator[tuple[IntArray, dict[str, Values]]]:
+        """Block by block of the other side's rows: its logits are made once, whoever is measured against them."""
+        size = self._made_size(group.largest, lambda rows: (self._basing(rows), self._contrasting(rows, group.kind)))
+        make_base = self._programs.find(self._basing(size))
+        measure = self._programs.find(self._contrasting(size, group.kind))
+        length = side.hidden.shape[0]
+        for start in range(0, length, size):
+            stop = min(start + size, length)
+            base = make_base(_fill(side.hidden[start:stop], size), self._head)
+            of_member = np.arange(start, stop, dtype=np.int32)
+            all_chosen = np.concatenate([of_member + number * length for number in range(len(group.members))])
+            for at in range(0, all_chosen.size, size):
+                chosen = all_chosen[at : at + size]
+                hidden, asked = stacked.take(chosen, size)
+                which = _fill(chosen % length - start, size).astype(np.int32)
+                read, divergence = measure(hidden, self._head, asked, base, which)
+                yield chosen, _columns(read) | _columns(divergence)
+
+    def _made_size(self, size: int, recipes: Callable[[int], tuple[Recipe, ...]]) -> int:
+        """Callers that left make blocks smaller than they were planned: then a larger function does, there is one."""
+        larger = (rows for rows in READ_ROWS if rows >= size)
+        return next((rows for rows in larger if all(map(self._programs.has, recipes(rows)))), size)
+
+    def _reading(self, rows: int, kind: _Kind) -> Recipe:
         def lower() -> Any:
-            hidden = shape_of((rows, self._head.shape[1]), self._head.dtype)
-            number = shape_of((rows,), np.int32)
-            asked = Asked(number, number, shape_of((rows, kind.extra), np.int32))
             function = partial(read_block, softcap=self._softcap, most=kind.most, tails=kind.tails)
-            return jit(function, self._spread).lower(*outline((hidden, self._head, asked), self._spread))
+            return self._lower(function, self._hidden(rows), self._head, self._asked(rows, kind))
 
-        return self._programs.find("read", (rows, kind), lower)
+        return Recipe("read", (rows, kind), kind.name("read", rows), lower)
 
-    def _diverge(self, one: Pending, fixed: bool) -> tuple[Values, Values, Values] | None:
-        """(good, KL(against || this), KL(this || against)), [R] each."""
-        if one.against is None:
-            return None
-        parts: list[tuple[Values, ...]] = []
-        for start, rows in blocks(one.hidden.shape[0], fixed):
-            part = slice(start, start + rows)
-            used = min(rows, one.hidden.shape[0] - start)
-            program = self._divergence_program(rows)
-            answer = program(_fill(one.against[part], rows), _fill(one.hidden[part], rows), self._head)
-            parts.append(tuple(np.asarray(values)[:used] for values in answer))
-        if not parts:
-            return np.ones(0, np.bool_), np.zeros(0), np.zeros(0)
-        good, of_first, of_second = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return good, of_first, of_second
+    def _basing(self, rows: int) -> Recipe:
+        function = partial(base_block, softcap=self._softcap)
+        return Recipe("base", rows, f"base {rows}", lambda: self._lower(function, self._hidden(rows), self._head))
 
-    def _divergence_program(self, rows: int) -> Any:
+    def _contrasting(self, rows: int, kind: _Kind) -> Recipe:
         def lower() -> Any:
-            hidden = shape_of((rows, self._head.shape[1]), self._head.dtype)
-            function = partial(diverge_block, softcap=self._softcap)
-            return jit(function, self._spread).lower(*outline((hidden, hidden, self._head), self._spread))
+            function = partial(contrast_block, softcap=self._softcap, most=kind.most, tails=kind.tails)
+            wide = np.float64 if self._head.dtype == np.float64 else np.float32
+            base = Base(shape_of((rows, self._vocabulary), wide), shape_of((rows,), np.bool_))
+            asked, which = self._asked(rows, kind), shape_of((rows,), np.int32)
+            return self._lower(function, self._hidden(rows), self._head, asked, base, which)
 
-        return self._programs.find("diverge", rows, lower)
+        return Recipe("contrast", (rows, kind), kind.name("contrast", rows), lower)
+
+    def _lower(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return jit(function, self._spread).lower(*outline(arguments, self._spread))
+
+    def _hidden(self, rows: int) -> Any:
+        return shape_of((rows, self._head.shape[1]), self._head.dtype)
+
+    def _asked(self, rows: int, kind: _Kind) -> Asked:
+        number = shape_of((rows,), np.int32)
+        return Asked(number, number, shape_of((rows, kind.extra), np.int32))
+
+
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """The rows of a group, one under the other, and what is asked of each."""
+
+    hidden: Values  # [R, hidden]
+    targets: IntArray  # [R]
+    top: IntArray  # [R]
+    extra: IntArray  # [R, E]
+
+    def take(self, chosen: IntArray, rows: int) -> tuple[Values, Asked]:
+        """The chosen ones, padded to so many."""
+        asked = Asked(*(_fill(column[chosen], rows) for column in (self.targets, self.top, self.extra)))  # type: ignore[arg-type]
+        return _fill(self.hidden[chosen], rows), asked
+
+
+def _stack(group: _Group, nobody: int) -> _Stack:
+    """`nobody`: an id that is no id."""
+    sizes = [one.hidden.shape[0] for one in group.members]
+    extra = np.full((group.total, group.kind.extra), nobody, np.int32)
+    start = 0
+    for one, size in zip(group.members, sizes, strict=True):
+        if one.read.extra_ids is not None:
+            extra[start : start + size, : one.read.extra_ids.size] = one.read.extra_ids
+        start += size
+    return _Stack(
+        hidden=np.concatenate([one.hidden for one in group.members]),
+        targets=np.concatenate([_targets(one) for one in group.members]),
+        top=np.repeat(np.array([one.read.top_k for one in group.members], np.int32), sizes),
+        extra=extra,
+    )
+
+
+def _columns(answer: Any) -> dict[str, Values]:
+    """Of a named tuple of arrays; fields that were not asked are left out."""
+    return {name: np.asarray(values) for name, values in answer._asdict().items() if values is not None}
 
 
 def blocks(total: int, fixed: bool) -> Iterator[tuple[int, int]]:
@@ -168,12 +255,12 @@ def _fill(values: Values, rows: int) -> Values:
     return np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)])
 
 
-def _complete(one: Pending, columns: dict[str, Values], divergence: tuple[Values, Values, Values] | None) -> Readout:
+def _complete(one: Pending, columns: dict[str, Values]) -> Readout:
     """The readout with its numbers; rows that are not sound are blanked and named."""
     read, size = one.read, one.hidden.shape[0]
     if not columns:
         return dataclasses.replace(one.readout, **_empty(read))
-    good = columns["good"] if divergence is None else columns["good"] & divergence[0]
+    good = columns["good"] if one.against is None else columns["good"] & columns["both_good"]
 
     def numbers(values: Values) -> FloatArray:
         return np.where(good.reshape(size, *[1] * (values.ndim - 1)), values, np.nan)
@@ -193,8 +280,8 @@ def _complete(one: Pending, columns: dict[str, Values], divergence: tuple[Values
     if read.tail:
         asked |= {"tail_logprobs": numbers(columns["tails"])}
         asked |= {"rest_logprobs": None if read.extra_ids is None else numbers(columns["rests"])}
-    if divergence is not None:
-        asked |= {"kl_from_against": numbers(divergence[1]), "kl_to_against": numbers(divergence[2])}
+    if one.against is not None:
+        asked |= {"kl_from_against": numbers(columns["of_first"]), "kl_to_against": numbers(columns["of_second"])}
     return dataclasses.replace(one.readout, **asked)
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+DIVERGED_COLUMNS = 4096  # at a time
 COUNTED_COLUMNS = 16384  # at a time; below 2**15, so that two counts fit one 32-bit number
 
 
@@ -35,8 +36,15 @@ class Read(NamedTuple):
     rests: Array | None  # [R] outside top and extra
 
 
+class Base(NamedTuple):
+    """What others are measured against: one block of rows, whose logits are made once for all of them."""
+
+    logits: Array  # [B, V]
+    good: Array  # [B] bool
+
+
 class Divergence(NamedTuple):
-    good: Array  # [R] bool, of both sides
+    both_good: Array  # [R] bool
     of_first: Array  # [R] float64: KL(first || second)
     of_second: Array  # [R] float64: KL(second || first)
 
@@ -50,6 +58,22 @@ def make_logits(hidden: Array, head: Array, softcap: float | None) -> Array:
 
 def read_block(hidden: Array, head: Array, asked: Asked, *, softcap: float | None, most: int, tails: bool) -> Read:
     logits, good = _sound(make_logits(hidden, head, softcap))
+    return _read_sound(logits, good, asked, most, tails)
+
+
+def base_block(hidden: Array, head: Array, *, softcap: float | None) -> Base:
+    return Base(*_sound(make_logits(hidden, head, softcap)))
+
+
+def contrast_block(
+    hidden: Array, head: Array, asked: Asked, base: Base, which: Array, *, softcap: float | None, most: int, tails: bool
+) -> tuple[Read, Divergence]:
+    """`read_block`, and the divergence of each row from the row `which` [R] of the base."""
+    logits, good = _sound(make_logits(hidden, head, softcap))
+    return _read_sound(logits, good, asked, most, tails), _diverge(base, which, logits, good)
+
+
+def _read_sound(logits: Array, good: Array, asked: Asked, most: int, tails: bool) -> Read:
     total = log_sum_exp(logits)  # [R]
     own = _pick(logits, asked.targets[:, None])  # [R, 1]
     above, equal = _count(logits, own)
@@ -70,16 +94,42 @@ def read_block(hidden: Array, head: Array, asked: Asked, *, softcap: float | Non
     )
 
 
-def diverge_block(first: Array, second: Array, head: Array, *, softcap: float | None) -> Divergence:
-    """Over the whole vocabulary, in float64 from the logits on; equal sides give exactly 0."""
-    left, good_left = _sound(make_logits(first, head, softcap))
-    right, good_right = _sound(make_logits(second, head, softcap))
-    log_p, log_q = _log_shares(left.astype(jnp.float64)), _log_shares(right.astype(jnp.float64))
-    gap = log_p - log_q  # [R, V]
+def _diverge(base: Base, which: Array, logits: Array, good: Array) -> Divergence:
+    """Over the whole vocabulary, in float64 from the logits on; equal sides give exactly 0.
+
+    Some thousand columns at a time: float64 arrays of [R,V] would be written to memory and read again at every step.
+    """
+    peaks = base.logits.max(axis=-1), logits.max(axis=-1)  # [B], [R]
+
+    def add(sums: tuple[Array, ...], start: Array, size: int) -> tuple[Array, ...]:
+        left, right = (
+            jax.lax.dynamic_slice_in_dim(side, start, size, 1).astype(jnp.float64) - peak[:, None].astype(jnp.float64)
+            for side, peak in zip((base.logits, logits), peaks, strict=True)
+        )
+        left = jnp.take(left, which, axis=0, mode="clip")  # [R, size]
+        share, other = jnp.exp(left), jnp.exp(right)
+        gap = left - right
+        terms = (share, other, share * gap, other * gap)
+        return tuple(total + term.sum(axis=-1) for total, term in zip(sums, terms, strict=True))
+
+    vocabulary = logits.shape[1]
+    width = min(DIVERGED_COLUMNS, vocabulary)
+    whole = vocabulary // width
+    sums: tuple[Array, ...] = (jnp.zeros(logits.shape[0], jnp.float64),) * 4
+    step = jnp.asarray(width, jnp.int32)
+    sums = jax.lax.fori_loop(
+        jnp.asarray(0, jnp.int32), jnp.asarray(whole, jnp.int32), lambda i, sums: add(sums, i * step, width), sums
+    )
+    if rest := vocabulary - whole * width:
+        sums = add(sums, jnp.asarray(whole * width, jnp.int32), rest)
+    all_left, all_right, gaps_left, gaps_right = sums
+    offset = jnp.log(all_left) - jnp.log(all_right)
     nothing = jnp.zeros((), jnp.float64)  # rounding may fall below it, a divergence cannot
-    of_first = jnp.maximum((jnp.exp(log_p) * gap).sum(axis=-1), nothing)
-    of_second = jnp.maximum((jnp.exp(log_q) * -gap).sum(axis=-1), nothing)
-    return Divergence(good_left & good_right, of_first, of_second)
+    return Divergence(
+        both_good=good & jnp.take(base.good, which, axis=0, mode="clip"),
+        of_first=jnp.maximum(gaps_left / all_left - offset, nothing),
+        of_second=jnp.maximum(offset - gaps_right / all_right, nothing),
+    )
 
 
 def log_sum_exp(logits: Array) -> Array:
@@ -88,11 +138,6 @@ def log_sum_exp(logits: Array) -> Array:
     peak = jnp.where(jnp.isneginf(peak), jnp.zeros_like(peak), peak)
     summed = jnp.exp(logits - peak[:, None]).sum(axis=-1, dtype=jnp.float64)
     return peak.astype(jnp.float64) + jnp.log(summed)
-
-
-def _log_shares(logits: Array) -> Array:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - jnp.log(jnp.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def _sound(logits: Array) -> tuple[Array, Array]:

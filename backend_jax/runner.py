@@ -17,17 +17,21 @@ import numpy.typing as npt
 
 from backend_jax.architecture import Architecture
 from backend_jax.attention import Keys
-from backend_jax.call import Grid, Part, PastRows, lay_rows
+from backend_jax.call import Grid, Part, PastRows, lay_rows, outline_rows
 from backend_jax.device import house_rules
-from backend_jax.lora import Chosen, Factors, stack_factors
-from backend_jax.masking import Words, build_masks
+from backend_jax.lora import Chosen, Factors, Modules, factor_sizes, lora_shape, stack_factors
+from backend_jax.masking import Words, build_masks, mask_shape, outline_masks
 from backend_jax.mesh import Spread
-from backend_jax.model import Lora, Outputs, Past, append_kept, forward, widen_kept
-from backend_jax.programs import Programs, jit, outline
+from backend_jax.model import Lora, Masks, Outputs, Past, Rows, append_kept, forward, widen_kept
+from backend_jax.programs import Programs, Recipe, jit, outline, shape_of
 from backend_jax.shapes import CallShape, LoraShape, past_bucket
 from backend_jax.weights import Weights
 from dualtrace.adapters import Delta
+from dualtrace.engine import IntArray
+from dualtrace.masks.plan import MaskPlan
 from dualtrace.views import View
+
+Size = tuple[int, int]  # rows, tokens a row
 
 FACTORS_KEPT = 4  # stacks of adapters' factors that stay on the device
 
@@ -36,7 +40,7 @@ FACTORS_KEPT = 4  # stacks of adapters' factors that stay on the device
 class Kept:
     """Keys and values of lanes' past rows, and the positions of those rows."""
 
-    store: Keys  # [L,N,G,P,D]
+    store: Keys  # [L,N,G,P,D]; shapes only while a batch is rehearsed
     rows: PastRows
 
     @property
@@ -46,6 +50,7 @@ class Kept:
 
 @dataclass(frozen=True, eq=False)
 class Ran:
+    shape: CallShape
     hidden: npt.NDArray[Any]  # [N*C*T, hidden]
     fresh: Keys | None  # [L,N,G,T,D]
     tallies: Words | None
@@ -57,129 +62,174 @@ class Runner:
         architecture: Architecture,
         weights: Weights,
         programs: Programs,
-        modules: Mapping[str, tuple[str, int]],
+        modules: Modules,
         delta: Callable[[View], Delta | None],
         spread: Spread | None = None,
     ) -> None:
         self.architecture = architecture
         self.programs = programs
         self.delta = delta
+        self.spread = spread
         self._weights = weights
         self._modules = modules
-        self._spread = spread
-        self._factors: OrderedDict[tuple[str, ...], tuple[LoraShape, dict[str, Factors]]] = OrderedDict()
+        self._factors: OrderedDict[tuple[str, ...], dict[str, Factors]] = OrderedDict()
+
+    @property
+    def width(self) -> int:
+        """Columns of the hidden states that come back."""
+        return self.architecture.outer_size
 
     @property
     def dtype(self) -> np.dtype[Any]:
         dtype: np.dtype[Any] = np.dtype(self._weights["embedding"].dtype)
         return dtype
 
-    def known_rows(self, past_tokens: int) -> list[tuple[int, int]]:
-        """(rows, tokens) of compiled plain calls on such a past, for packing."""
+    def known_rows(self, past_tokens: int, masks: Sequence[MaskPlan | None], views: Sequence[View]) -> frozenset[Size]:
+        """(rows, tokens) of the compiled calls on such a past that segments of these masks and views fit."""
+        kind = (1, past_tokens, False, mask_shape(self.architecture, masks), self._lora_shape(self._deltas(views)))
         shapes = [key for key in self.programs.keys("forward") if isinstance(key, CallShape)]
-        return [
+        return frozenset(
             (shape.rows, shape.tokens)
             for shape in shapes
-            if (shape.pasts, shape.past_tokens, shape.keep, shape.mask, shape.lora)
-            == (1, past_tokens, False, None, None)
-        ]
+            if (shape.pasts, shape.past_tokens, shape.keep, shape.mask, shape.lora) == kind
+        )
 
     def run(self, parts: Sequence[Part], grid: Grid, kept: Kept | None, *, keep: bool = False) -> Ran:
-        program, arguments = self._prepare(parts, grid, kept, keep)
-        with house_rules():
-            outputs: Outputs = program(self._weights, *arguments)
-        fresh = None if outputs.keys is None or outputs.values is None else Keys(outputs.keys, outputs.values)
-        tallies = None if outputs.counts is None else np.asarray(outputs.counts)
-        return Ran(np.asarray(outputs.hidden), fresh, tallies)
-
-    def warm(self, parts: Sequence[Part], grid: Grid, *, keep: bool = False) -> None:
-        """Compile what `run` would, without running it."""
-        self._prepare(parts, grid, None, keep)
-
-    def _prepare(
-        self, parts: Sequence[Part], grid: Grid, kept: Kept | None, keep: bool
-    ) -> tuple[Callable[..., Outputs], tuple[Any, ...]]:
+        shape = self.shape(parts, grid, keep=keep)
+        program = self.programs.find(self.recipe(shape))
         rows = lay_rows(self.architecture, parts, grid, self.dtype)
-        past = None
+        past = masks = None
         if kept is not None:
             past = Past(*kept.store, *kept.rows.arrays(grid.pasts, grid.past_tokens))  # type: ignore[arg-type]
-        masks = build_masks(self.architecture, parts, grid, None if kept is None else kept.rows)
-        lora = self._lora(parts, grid)
-        shape = CallShape(
-            grid.pasts, grid.rows, grid.tokens, grid.past_tokens, keep, masks and masks[0], lora and lora[0]
-        )
-        arguments = (rows, past, masks and masks[1], lora and lora[1])
-        spread = self._spread
+        if shape.mask is not None:
+            masks = build_masks(self.architecture, shape.mask, parts, grid, None if kept is None else kept.rows)
+        lora = self._lora(shape.lora, parts, grid)
+        with house_rules():
+            outputs: Outputs = program(self._weights, rows, past, masks, lora)
+        fresh = None if outputs.keys is None or outputs.values is None else Keys(outputs.keys, outputs.values)
+        tallies = None if outputs.counts is None else np.asarray(outputs.counts)
+        return Ran(shape, np.asarray(outputs.hidden), fresh, tallies)
+
+    def shape(self, parts: Sequence[Part], grid: Grid, *, keep: bool) -> CallShape:
+        """Which function runs these parts; of the parts it takes the kinds of their masks and views only."""
+        mask = mask_shape(self.architecture, [part.mask for part in parts])
+        lora = self._lora_shape(self._deltas([part.view for part in parts]))
+        return CallShape(grid.pasts, grid.rows, grid.tokens, grid.past_tokens, keep, mask, lora)
+
+    def recipe(self, shape: CallShape) -> Recipe:
+        spread = self.spread
 
         def lower() -> Any:
-            function = partial(forward, self.architecture, keep)
+            function = partial(forward, self.architecture, shape.keep)
             answers = None if spread is None else Outputs(spread.copied, spread.kept, spread.kept, spread.copied)  # type: ignore[arg-type]
-            return jit(function, spread, answers).lower(outline(self._weights), *outline(arguments, spread))
+            arguments = outline(self._outline_call(shape), spread)
+            return jit(function, spread, answers).lower(outline(self._weights), *arguments)
 
-        return self.programs.find("forward", shape, lower), arguments
+        more = {"kept": shape.keep, "masked": shape.mask, "adapted": shape.lora}
+        name = ", ".join((f"forward {shape.name}", *(word for word, held in more.items() if held)))
+        return Recipe("forward", shape, name, lower)
 
-    def _lora(self, parts: Sequence[Part], grid: Grid) -> tuple[LoraShape, Lora] | None:
-        worn = {part.view.key: delta for part in parts if (delta := self.delta(part.view)) is not None}
-        if not worn:
+    def _outline_call(self, shape: CallShape) -> tuple[Rows, Past | None, Masks | None, Lora | None]:
+        """The arguments of a call as shapes. Those of keys and values lie over the mesh as they are kept."""
+        grid = Grid(shape.pasts, shape.rows, shape.tokens, shape.past_tokens)
+        past = masks = lora = None
+        if shape.past_tokens:
+            store = self.outline_keys(shape.pasts, shape.past_tokens)
+            lengths = shape_of((shape.pasts,), np.int32)
+            past = Past(*store, lengths, shape_of((shape.pasts, shape.past_tokens), np.int32))
+        if shape.mask is not None:
+            masks = outline_masks(self.architecture, shape.mask, grid)
+        if shape.lora is not None:
+            sizes = {role: factor_sizes(shape.lora, self.architecture, role) for role in shape.lora.roles}
+            factors = {role: Factors(*(shape_of(size, self.dtype) for size in pair)) for role, pair in sizes.items()}
+            row = (shape.pasts, shape.rows)
+            lora = Lora(factors, Chosen(*(shape_of(row, kind) for kind in (np.int32, self.dtype, np.bool_))))
+        return outline_rows(self.architecture, grid, self.dtype), past, masks, lora
+
+    def outline_keys(self, lanes: int, tokens: int) -> Keys:
+        a = self.architecture
+        lies = None if self.spread is None else self.spread.kept
+        one = shape_of((a.layers, lanes, a.kv_heads, tokens, a.head_dim), self.dtype, lies)
+        return Keys(one, one)
+
+    def _deltas(self, views: Sequence[View]) -> dict[str, Delta]:
+        """The different adapters that views wear, by the identity of their factors, in a fixed order."""
+        plain = {view.key: view for view in views}
+        deltas = {delta.key: delta for view in plain.values() if (delta := self.delta(view)) is not None}
+        return dict(sorted(deltas.items()))
+
+    def _lora_shape(self, deltas: Mapping[str, Delta]) -> LoraShape | None:
+        return lora_shape(list(deltas.values()), self._modules, self.architecture) if deltas else None
+
+    def _lora(self, shape: LoraShape | None, parts: Sequence[Part], grid: Grid) -> Lora | None:
+        if shape is None:
             return None
-        deltas = {delta.key: delta for delta in worn.values()}
-        keys = tuple(sorted(deltas))
+        deltas = self._deltas([part.view for part in parts])
+        keys = tuple(deltas)
         if keys not in self._factors:
             with house_rules():  # else the factors of a float64 engine would be put as float32
-                shape, factors = stack_factors(
-                    [deltas[key] for key in keys], self._modules, self.architecture, self.dtype
-                )
-                if self._spread is not None:
-                    factors = jax.device_put(factors, self._spread.copied)
-            self._factors[keys] = (shape, factors)
+                factors = stack_factors(shape, list(deltas.values()), self._modules, self.architecture, self.dtype)
+                if self.spread is not None:
+                    factors = jax.device_put(factors, self.spread.copied)
+            self._factors[keys] = factors
             if len(self._factors) > FACTORS_KEPT:
                 self._factors.popitem(last=False)
         self._factors.move_to_end(keys)
-        shape, factors = self._factors[keys]
         size = (grid.pasts, grid.rows)
         which, strength, on = np.zeros(size, np.int32), np.zeros(size, self.dtype), np.zeros(size, np.bool_)
         for part in parts:
-            if (delta := worn.get(part.view.key)) is not None:
+            if (delta := self.delta(part.view)) is not None:
                 place = (part.lane, part.row)
                 which[place], strength[place], on[place] = keys.index(delta.key), delta.strength, True
-        return shape, Lora(factors, Chosen(which, strength, on))  # type: ignore[arg-type]
+        return Lora(self._factors[keys], Chosen(which, strength, on))  # type: ignore[arg-type]
 
     def append(self, kept: Kept | None, fresh: Keys, parts: Sequence[Part], *, owned: bool) -> Kept:
         """The past with the parts' rows added. `owned`: nobody else needs `kept`, so its memory is used again."""
-        lanes, tokens = int(fresh.keys.shape[1]), int(fresh.keys.shape[3])
-        before = kept.rows.positions if kept else tuple(np.empty(0, np.int32) for _ in range(lanes))
-        offsets = np.array([positions.size for positions in before], np.int32)
-        after = list(before)
-        for part in parts:
-            after[part.lane] = np.concatenate([before[part.lane], part.positions])
-        room = past_bucket(int(offsets.max()) + tokens)
+        plan = plan_append(kept, fresh, parts)
+        store = fresh if kept is None else kept.store
+        if plan.room > store.keys.shape[3]:
+            with house_rules():
+                store, owned = self.programs.find(self.widening(store, plan.room))(store), True
         if kept is None:
-            return Kept(self._widen(fresh, room), PastRows(tuple(after)))
-        store = self._widen(kept.store, room)
-        owned = owned or store is not kept.store
-        shape = ("append", owned, *store.keys.shape, tokens)
-        give = (0,) if owned else ()
-        program = self.programs.find(
-            "keep",
-            shape,
-            lambda: self._jit_keep(append_kept, donate_argnums=give).lower(
-                *outline((store, fresh, offsets), self._spread)
-            ),
-        )
+            return Kept(store, plan.rows)
         with house_rules():
-            return Kept(program(store, fresh, offsets), PastRows(tuple(after)))
+            program = self.programs.find(self.appending(store, fresh, owned=owned))
+            return Kept(program(store, fresh, plan.offsets), plan.rows)
+
+    def appending(self, store: Keys, fresh: Keys, *, owned: bool) -> Recipe:
+        size = (*store.keys.shape, int(fresh.keys.shape[3]))
+        offsets = shape_of((size[1],), np.int32)
+
+        def lower() -> Any:
+            program = self._jit_keep(append_kept, donate_argnums=(0,) if owned else ())
+            return program.lower(*outline((store, fresh, offsets), self.spread))
+
+        return Recipe("keep", ("append", owned, *size), f"keep {size[1]}x{size[5]}+{size[3]}", lower)
+
+    def widening(self, store: Keys, tokens: int) -> Recipe:
+        size = store.keys.shape
+
+        def lower() -> Any:
+            return self._jit_keep(partial(widen_kept, tokens=tokens)).lower(outline(store))
+
+        return Recipe("keep", ("widen", *size, tokens), f"widen {size[1]}x{size[3]} to {tokens}", lower)
 
     def _jit_keep(self, function: Callable[..., Keys], **options: Any) -> Any:
-        return jit(function, self._spread, self._spread and self._spread.kept, **options)
+        return jit(function, self.spread, self.spread and self.spread.kept, **options)
 
-    def _widen(self, store: Keys, tokens: int) -> Keys:
-        if store.keys.shape[3] >= tokens:
-            return store
-        program = self.programs.find(
-            "keep",
-            ("widen", *store.keys.shape, tokens),
-            lambda: self._jit_keep(partial(widen_kept, tokens=tokens)).lower(outline(store)),
-        )
-        with house_rules():
-            widened: Keys = program(store)
-        return widened
+
+@dataclass(frozen=True, eq=False)
+class AppendPlan:
+    offsets: IntArray  # [N] int32 where each lane's new rows begin
+    rows: PastRows  # afterwards
+    room: int  # tokens that the store must have
+
+
+def plan_append(kept: Kept | None, fresh: Keys, parts: Sequence[Part]) -> AppendPlan:
+    lanes, tokens = int(fresh.keys.shape[1]), int(fresh.keys.shape[3])
+    before = kept.rows.positions if kept else tuple(np.empty(0, np.int32) for _ in range(lanes))
+    offsets = np.array([positions.size for positions in before], np.int32)
+    after = list(before)
+    for part in parts:
+        after[part.lane] = np.concatenate([before[part.lane], part.positions])
+    return AppendPlan(offsets, PastRows(tuple(after)), past_bucket(int(offsets.max()) + tokens))

@@ -6,16 +6,17 @@ It knows numbers. It must not know arrays, models or masks.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 MOST_TOKENS = 2048  # of one call, unless a single row is longer
-ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 128)
 READ_ROWS = (8, 16, 32, 64)  # rows whose logits exist at one time
 SIDE_BY_SIDE = (1, 2, 4, 8)  # long segments that advance together
 TOP = (0, 1, 8, 32, 128, 512, 2048)
 EXTRA = (0, 8, 32, 128, 512, 2048)
+DEAR_KEYS = 2048  # so many more keys cost a token as much again; measured on 135M parameters
 
 
 @cache
@@ -41,6 +42,21 @@ def token_bucket(size: int) -> int:
 def past_bucket(size: int) -> int:
     """Keys and values kept: 0, or at least 64, so that short prefixes do not each have a size of their own."""
     return 0 if size == 0 else token_bucket(max(size, 64))
+
+
+def describe_buckets(most_tokens: int) -> tuple[str, ...]:
+    """The sizes to which calls are padded, by what is padded, for the card."""
+    tokens = token_buckets(most_tokens)
+    sizes = {
+        "rows": ROWS,
+        "row_tokens": tokens,
+        "past_tokens": tuple(dict.fromkeys((0, *(past_bucket(size) for size in tokens)))),
+        "side_by_side": SIDE_BY_SIDE,
+        "read_rows": READ_ROWS,
+        "top_k": TOP,
+        "extra_ids": EXTRA,
+    }
+    return tuple(f"{name} {' '.join(map(str, values))}" for name, values in sizes.items())
 
 
 @dataclass(frozen=True)
@@ -72,8 +88,10 @@ class CallShape:
     lora: LoraShape | None = None
 
     @property
-    def size(self) -> int:
-        return self.pasts * self.rows * self.tokens
+    def name(self) -> str:
+        """For records and people: rows x tokens + kept past, the same for every mask and adapter."""
+        past = f"+{self.past_tokens}" if self.past_tokens else ""
+        return f"{self.pasts * self.rows}x{self.tokens}{past}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +103,8 @@ class RowPlan:
     places: tuple[tuple[int, int], ...]
 
 
-def pack(lengths: Sequence[int], kinds: Sequence[Hashable], liked: Iterable[tuple[int, int]] = ()) -> RowPlan:
+@lru_cache(maxsize=64)  # a batch is planned twice: when it is made ready, and when it runs
+def pack(lengths: tuple[int, ...], kinds: tuple[Hashable, ...], liked: frozenset[tuple[int, int]]) -> RowPlan:
     """Pack segments into equal rows so that little is padding: first fit, longest first, at every bucket. Only
     segments of one kind share a row.
 
@@ -96,11 +115,10 @@ def pack(lengths: Sequence[int], kinds: Sequence[Hashable], liked: Iterable[tupl
     widest = max(token_bucket(longest), min(256, token_bucket(sum(lengths))))
     plans = [_first_fit(lengths, kinds, width) for width in token_buckets(widest) if width >= longest]
     best = min(plans, key=_cost)
-    known = set(liked)
     for plan in sorted(plans, key=_cost):
         for rows in (rows for rows in ROWS if rows >= plan.rows):
             grown = RowPlan(rows, plan.tokens, plan.places)
-            if (rows, plan.tokens) in known and _cost(grown) <= 1.2 * _cost(best):
+            if (rows, plan.tokens) in liked and _cost(grown) <= 1.2 * _cost(best):
                 return grown
     return best
 
@@ -122,4 +140,4 @@ def _first_fit(lengths: Sequence[int], kinds: Sequence[Hashable], width: int) ->
 
 def _cost(plan: RowPlan) -> float:
     """Padded tokens; a row's own attention makes long rows a little dearer."""
-    return plan.rows * plan.tokens * (1 + plan.tokens / 4096)
+    return plan.rows * plan.tokens * (1 + plan.tokens / DEAR_KEYS)

@@ -90,9 +90,9 @@ def load_weights(
     weights: Weights = {}
     embedding = taker.name("embedding", names) + ".weight"
     weights["embedding"] = _one(taker, embedding, (architecture.vocab_size, outer), dtype, _lie(spread, "embedding"))
-    if architecture.embedding_size:
-        for role, shape in (("project_in", (hidden, outer)), ("project_out", (outer, hidden))):
-            weights[role] = _one(taker, taker.name(role, names) + ".weight", shape, dtype, _lie(spread, role))
+    for role in architecture.outer_roles:
+        shape = architecture.linear_shape(role)
+        weights[role] = _one(taker, taker.name(role, names) + ".weight", shape, dtype, _lie(spread, role))
     if architecture.position_rows:
         places = taker.name("places", names) + ".weight"
         weights["places"] = _one(taker, places, (architecture.position_rows, hidden), dtype, _lie(spread, "places"))
@@ -128,12 +128,13 @@ def _load_layers(
 
 
 def module_names(family: Family, architecture: Architecture) -> dict[str, tuple[str, int]]:
-    """Every linear module of the layers by its full name -> (role, layer)."""
-    return {
+    """Every linear module but the head by its full name -> (role, layer); layer 0 where it stands outside of them."""
+    inside = {
         family.prefix + family.names[role].format(layer): (role, layer)
         for role in architecture.linear_roles
         for layer in range(architecture.layers)
     }
+    return inside | {family.prefix + family.names[role]: (role, 0) for role in architecture.outer_roles}
 
 
 def _layer_tensors(architecture: Architecture) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -64,6 +64,7 @@ class Card:
     kv_heads: int
     hidden_size: int
     windows: tuple[int | None, ...] = ()
+    buckets: tuple[str, ...] = ()
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     tokenizer_prefix_ids: tuple[int, ...] = ()

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +79,7 @@ class ModelCard:
     kv_heads: int
     hidden_size: int
     windows: tuple[int | None, ...] = ()  # native sliding window per layer in positions, None = full; () = all full
+    buckets: tuple[str, ...] = ()  # sizes to which calls are padded, by what is padded: "rows 1 2 4"; () = no padding
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,12 @@ class Readout:
     kl_from_against: FloatArray | None = None  # [R] KL(against || this) in nats, over the full vocabulary
     kl_to_against: FloatArray | None = None  # [R] KL(this || against)
     bad_rows: tuple[int, ...] = ()  # rows whose logits (or those of `against`) held NaN or infinity
+    broken_at: str = ""  # where this segment's numbers first stopped being finite: "layer 3"; empty when not known
     # What the applied mask tensor allowed at the segment's own rows in [start, stop); None without a mask. A segment
     # that is only a prefix is reported too when it has a mask, for its children's receipts.
     counts: Counts | None = None
     delta_modules: tuple[str, ...] | None = None  # modules that got an adapter's delta; None for plain views
+    bucket: str = ""  # padded shape of the call that ran it, "8x128"; empty when the engine does not pad
 
 
 Step = tuple[Readout, ...]
@@ -188,6 +191,28 @@ class EngineSettings:
     model_id: str = ""  # "" = the folder's name
     revision: str = ""
     options: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """Something to get ready before a batch can run, as a rule a function to compile."""
+
+    name: str  # for people
+    run: Callable[[], None]  # thread-safe, may take long, changes no answer, does nothing the second time
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """What an engine that compiles has besides `Engine`, so that nobody waits for what somebody else needs."""
+
+    def list_missing(self, batch: Batch, reads: Reads) -> tuple[Preparation, ...]:
+        """What `forward` of this batch would have to stop for. Quick, thread-safe, and empty most of the time. A
+        forward of which nothing was missing stops for nothing, whoever leaves while it runs."""
+        ...
+
+    def list_usual(self) -> tuple[Preparation, ...]:
+        """What usual batches need, for the time before the first caller; again without what is ready."""
+        ...
 
 
 class Engine(Protocol):

@@ -267,6 +267,7 @@ class EngineScorer:
             shared_tokens=stats.shared_tokens,
             step_tokens=stats.step_tokens,
             deterministic=deterministic,
+            buckets=tuple(sorted(stats.buckets)),
             server_version=__version__,
         )
 
@@ -301,6 +302,7 @@ def describe_engine(engine: Engine, tokenizer: Tokenizer | None, limits: Limits 
         kv_heads=model.kv_heads,
         hidden_size=model.hidden_size,
         windows=model.windows,
+        buckets=model.buckets,
         bos_token_id=None if tokenizer is None else tokenizer.bos_id,
         eos_token_id=None if tokenizer is None else tokenizer.eos_id,
         tokenizer_prefix_ids=() if tokenizer is None else tokenizer.own_prefix,
@@ -342,6 +344,7 @@ def _judge_sentinel(outcome: Outcome, view: View) -> Problem | None:
         if readout.bad_rows:
             row = readout.bad_rows[0]
             message = f"view {view}: the logits hold NaN or infinity at row {row} of the sentinel text"
+            message += f"; the first that is not finite is the output of {readout.broken_at}" * bool(readout.broken_at)
             return BadNumbers(Reason.NON_FINITE_LOGITS, message)
         assert readout.logprobs is not None
         assert readout.tail_logprobs is not None

@@ -2,8 +2,8 @@
 
 Rows of many calls wait here; the thread takes as many as the token budget holds, runs them as one batch and hands
 each readout to the call it belongs to. Between steps it drops what nobody wants any more and lets a small batch
-pass a long one. It must not know questions, text or the wire, and it never waits for a reader: a call that reads
-too slowly is ended.
+pass a long one. A batch for which the engine must compile stands aside until that is done. It must not know
+questions, text or the wire, and it never waits for a reader: a call that reads too slowly is ended.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from dualtrace.batching import Layout, fill, lay_out
 from dualtrace.calls import Call, Delivery, Ticket
-from dualtrace.engine import Engine, Readout, Step
+from dualtrace.engine import Engine, Preparation, Preparing, Readout, Step
 from dualtrace.metrics import Metrics
+from dualtrace.preparing import Preparer
 from dualtrace.problems import Exhausted, Internal, Problem, Reason, Unavailable
 from dualtrace.rows import Row
 
@@ -39,16 +40,37 @@ class _Picked:
     row: int
 
 
+@dataclass(eq=False)
+class _Planned:
+    """A batch and whose rows it holds."""
+
+    picked: Sequence[_Picked]
+    layout: Layout
+    problem: Exception | None = None  # what went wrong when it was made ready
+
+    @property
+    def calls(self) -> list[Call]:
+        return list(dict.fromkeys(one.call for one in self.picked))
+
+    @property
+    def tokens(self) -> int:
+        return sum(segment.ids.size for segment in self.layout.batch.segments)
+
+
 class Scheduler:
     """Owns the engine's calling thread from `start` to `close`."""
 
     def __init__(self, engine: Engine, limits: SchedulerLimits, metrics: Metrics) -> None:
         self._engine = engine
+        self._preparing = engine if isinstance(engine, Preparing) else None
         self._limits = limits
         self._metrics = metrics
         self._share = engine.card.capabilities.shares_prefixes
         self._changed = threading.Condition()
+        self._preparer = Preparer(metrics)
         self._calls: list[Call] = []  # calls with rows still waiting, in order of arrival
+        self._aside: list[_Planned] = []  # batches that are being made ready
+        self._prepared: list[_Planned] = []  # those that are ready, and run before any other
         self._passes = 0
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="dualtrace-engine", daemon=True)
@@ -81,11 +103,13 @@ class Scheduler:
         with self._changed:
             self._closing = True
             waiting, self._calls = self._calls, []
+            waiting += [call for planned in (*self._aside, *self._prepared) for call in planned.calls]
             self._changed.notify()
         for call in waiting:
             call.fail(Unavailable(Reason.DRAINING, "the sidecar is shutting down; ask elsewhere"))
         if self._thread.is_alive():
             self._thread.join()
+        self._preparer.close()
 
     def _forget(self, call: Call) -> None:
         """A caller left: its waiting rows go at once, not when the thread comes round to them."""
@@ -101,13 +125,49 @@ class Scheduler:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._calls and not self._closing:
+                while not self._calls and not self._prepared and not self._closing:
                     self._changed.wait()
                 if self._closing:
                     return
-            picked = self._take(small_only=False)
-            if picked:
-                self._run(picked, may_be_passed=True)
+            planned = self._next(small_only=False)
+            if planned is not None:
+                self._run(planned, may_be_passed=True)
+
+    def _next(self, *, small_only: bool) -> _Planned | None:
+        """A batch that is ready, or None. One that is not is put aside: it comes back when it is."""
+        with self._changed:
+            for index, planned in enumerate(self._prepared):
+                if not small_only or planned.tokens <= self._limits.pass_tokens:
+                    return self._prepared.pop(index)
+        picked = self._take(small_only=small_only) if self._calls else []
+        if not picked:
+            return None
+        rows = [one.call.rows[one.row] for one in picked]
+        planned = _Planned(picked, lay_out(rows, share=self._share, deterministic=picked[0].call.deterministic))
+        missing = self._list_missing(planned)
+        if not missing:
+            return planned
+        with self._changed:
+            self._aside.append(planned)
+        self._preparer.start(missing, lambda problem: self._come_back(planned, problem))
+        return None
+
+    def _list_missing(self, planned: _Planned) -> Sequence[Preparation]:
+        if self._preparing is None:
+            return ()
+        try:
+            return self._preparing.list_missing(planned.layout.batch, planned.layout.reads)
+        except Exception as error:  # noqa: BLE001 - the batch fails as if its forward had
+            planned.problem = error
+            return ()
+
+    def _come_back(self, planned: _Planned, problem: Exception | None) -> None:
+        """Called by the thread that made the batch ready."""
+        planned.problem = problem
+        with self._changed:
+            self._aside.remove(planned)
+            self._prepared.append(planned)
+            self._changed.notify()
 
     def _take(self, *, small_only: bool) -> list[_Picked]:
         """Choose the next batch and remove its rows from the queue."""
@@ -161,21 +221,20 @@ class Scheduler:
         )
         return itertools.islice(rows, self._limits.batch_tokens)
 
-    def _run(self, picked: Sequence[_Picked], *, may_be_passed: bool) -> None:
-        rows = [one.call.rows[one.row] for one in picked]
-        deterministic = picked[0].call.deterministic
-        layout = lay_out(rows, share=self._share, deterministic=deterministic)
-        calls = list(dict.fromkeys(one.call for one in picked))
-        for call in calls:
+    def _run(self, planned: _Planned, *, may_be_passed: bool) -> None:
+        picked, layout = planned.picked, planned.layout
+        for call in planned.calls:
             call.enter_batch()
             self._metrics.queue_seconds.observe(call.queue_seconds)
         for one, shared in zip(picked, layout.shared_tokens, strict=True):
             one.call.shared_tokens += shared
             self._metrics.shared_tokens.inc(shared)
-        self._metrics.batch_rows.observe(len(rows))
-        self._metrics.batch_tokens.observe(sum(segment.ids.shape[0] for segment in layout.batch.segments))
+        self._metrics.batch_rows.observe(len(picked))
+        self._metrics.batch_tokens.observe(planned.tokens)
         try:
-            for step in self._steps(layout, picked, calls):
+            if planned.problem is not None:
+                raise planned.problem
+            for step in self._steps(planned):
                 self._deliver(step, layout, picked)
                 if may_be_passed:
                     self._let_pass()
@@ -188,9 +247,10 @@ class Scheduler:
             message = f"the engine failed: {type(error).__name__}: {error}"
             self._fail_batch(picked, Internal(Reason.ENGINE_FAILED, message))
 
-    def _steps(self, layout: Layout, picked: Sequence[_Picked], calls: Sequence[Call]) -> Iterator[Step]:
+    def _steps(self, planned: _Planned) -> Iterator[Step]:
         """The engine's steps, timed, until it is done or nobody wants the batch any more."""
-        live = self._liveness(layout, picked)
+        layout, calls = planned.layout, planned.calls
+        live = self._liveness(layout, planned.picked)
         forward = self._engine.forward(layout.batch, layout.reads, live)
         try:
             while not all(call.is_gone() for call in calls):
@@ -217,8 +277,8 @@ class Scheduler:
     def _let_pass(self) -> None:
         if self._closing:
             return
-        small = self._take(small_only=True) if self._calls else []
-        if small:
+        small = self._next(small_only=True)
+        if small is not None:
             self._run(small, may_be_passed=False)
 
     def _deliver(self, step: Step, layout: Layout, picked: Sequence[_Picked]) -> None:
@@ -226,6 +286,9 @@ class Scheduler:
         for readout in step:
             self._metrics.computed_tokens.inc(readout.computed_tokens)
             row = layout.row_of_segment[readout.segment]
+            if readout.bucket:
+                for user in layout.wanted_by[readout.segment]:
+                    picked[user].call.buckets.add(readout.bucket)
             payer = picked[layout.wanted_by[readout.segment][0] if row is None else row].call
             payer.computed_tokens += readout.computed_tokens
             if row is not None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from backend_jax.device import house_rules
-from backend_jax.readout import Asked, diverge_block, read_block
-from backend_jax.shapes import pack, token_buckets
+from backend_jax.readout import Asked, base_block, contrast_block, read_block
+from backend_jax.shapes import RowPlan, pack, token_buckets
 from dualtrace.engine import IntArray, int_array
 from dualtrace.engine import Read as Question
 from dualtrace.reference.readout import read_logits
@@ -76,23 +76,43 @@ def test_a_tail_far_below_float32_is_still_measured() -> None:
     assert np.asarray(read(logits, np.zeros(ROWS, np.int32), 1).tails)[0] == pytest.approx(-300 + np.log(WIDTH - 1))
 
 
-def test_divergences_are_those_of_float64() -> None:
-    left, right = logits_of(2), logits_of(2) + logits_of(3, 0.01)
+def contrast(left: Any, right: Any, which: IntArray, broken: int | None = None) -> Any:
+    """Rows of `right`, each measured against the row `which` of `left`; the row `broken` of `left` is infinite."""
     head = np.concatenate([left, right]).T.copy()  # [V, 2 * ROWS]
     one = np.eye(2 * ROWS, dtype=np.float32)
+    if broken is not None:
+        one[broken, broken] = np.inf
+    asked: Any = Asked(np.zeros(ROWS, np.int32), np.zeros(ROWS, np.int32), np.zeros((ROWS, 0), np.int32))  # type: ignore[arg-type]
     with house_rules():
-        found = diverge_block(one[:ROWS], one[ROWS:], head, softcap=None)  # type: ignore[arg-type]
+        base = base_block(one[:ROWS], head, softcap=None)  # type: ignore[arg-type]
+        options: Any = {"softcap": None, "most": 0, "tails": False}
+        return contrast_block(one[ROWS:], head, asked, base, which, **options)[1]  # type: ignore[arg-type]
+
+
+def test_divergences_are_those_of_float64() -> None:
+    left, right = logits_of(2), logits_of(2) + logits_of(3, 0.01)
+    which = int_array(range(ROWS)[::-1])
+    found = contrast(left, right[which], which)
     p, q = (wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)) for wide in map(np.float64, (left, right)))
-    assert np.asarray(found.of_first) == pytest.approx((np.exp(p) * (p - q)).sum(axis=1), rel=1e-9)
-    assert np.asarray(found.of_second) == pytest.approx((np.exp(q) * (q - p)).sum(axis=1), rel=1e-9)
+    assert np.asarray(found.of_first) == pytest.approx((np.exp(p) * (p - q)).sum(axis=1)[which], rel=1e-9)
+    assert np.asarray(found.of_second) == pytest.approx((np.exp(q) * (q - p)).sum(axis=1)[which], rel=1e-9)
+
+
+def test_a_divergence_from_a_row_that_is_not_sound_is_reported() -> None:
+    found = contrast(logits_of(2), logits_of(3), int_array([0, 3, 1, 3, 4, 5, 6, 7]), broken=3)
+    assert np.flatnonzero(~np.asarray(found.both_good)).tolist() == [1, 3]
 
 
 # ---- packing
 
 
+def packed(lengths: list[int], *liked: tuple[int, int]) -> RowPlan:
+    return pack(tuple(lengths), ("",) * len(lengths), frozenset(liked))
+
+
 def test_segments_of_one_row_do_not_overlap_and_fit() -> None:
     lengths = np.random.default_rng(0).integers(1, 60, 40).tolist()
-    plan = pack(lengths, [""] * 40)
+    plan = packed(lengths)
     cells = [(row, at + i) for (row, at), size in zip(plan.places, lengths, strict=True) for i in range(size)]
     assert len(set(cells)) == sum(lengths)
     assert all(row < plan.rows and at < plan.tokens for row, at in cells)
@@ -100,18 +120,18 @@ def test_segments_of_one_row_do_not_overlap_and_fit() -> None:
 
 def test_short_completions_are_packed_with_little_padding() -> None:
     lengths = [8 + index * 7 % 17 for index in range(32)]
-    plan = pack(lengths, [""] * 32)
+    plan = packed(lengths)
     assert plan.rows * plan.tokens <= 1.15 * sum(lengths)
 
 
 def test_two_kinds_never_share_a_row() -> None:
-    plan = pack([4] * 10, ["a", "b"] * 5)
+    plan = pack((4,) * 10, ("a", "b") * 5, frozenset())
     assert not {row for row, _ in plan.places[::2]} & {row for row, _ in plan.places[1::2]}
 
 
 def test_a_compiled_size_is_taken_when_it_costs_little_more() -> None:
-    assert pack([100], [""]).tokens == 128
-    assert (pack([90], [""], [(1, 96), (1, 128)]).tokens, pack([97], [""], [(1, 512)]).tokens) == (96, 128)
+    assert packed([100]).tokens == 128
+    assert (packed([90], (1, 96), (1, 128)).tokens, packed([97], (1, 512)).tokens) == (96, 128)
 
 
 def test_buckets_grow_by_a_half_at_most() -> None:
