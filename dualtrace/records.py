@@ -63,10 +63,25 @@ def to_json(value: object, path: str = "") -> Any:
         case Mapping():
             return {str(key): to_json(entry, f"{path}.{key}") for key, entry in value.items()}
         case tuple() | list():
+            if _is_plain_column(value):
+                return list(value)
             return [to_json(entry, f"{path}[{index}]") for index, entry in enumerate(value)]
     assert is_dataclass(value), f"{path}: {type(value).__name__} has no JSON form"
     below = f"{path}." if path else ""
     return {name: to_json(getattr(value, name), below + name) for name in _hints(type(value))}  # type: ignore[arg-type]
+
+
+_PLAIN = {int, str, bool, NoneType}
+
+
+def _is_plain_column(values: tuple[Any, ...] | list[Any]) -> bool:
+    """Whether every value stands for itself: a column of thousands of tokens is then taken as it is."""
+    kinds = set(map(type, values))
+    if kinds <= _PLAIN:
+        return True
+    return (kinds == {float} and all(map(math.isfinite, values))) or (
+        kinds == {float, NoneType} and all(value is None or math.isfinite(value) for value in values)
+    )
 
 
 def _bytes_to_json(value: bytes) -> str | dict[str, str]:

@@ -164,7 +164,7 @@ class Run:
     @property
     def identity(self) -> str:
         """What was asked of what: two runs of one identity should hold the same numbers. Never how it was executed."""
-        return _identity(self.provenance.digest(), _question_to_json(self.question))
+        return _identity(self.provenance.digest(), question_to_json(self.question))
 
     @property
     def problems(self) -> tuple[StoredProblem, ...]:
@@ -186,7 +186,7 @@ def restore_problem(stored: StoredProblem, item: int | None = None) -> Problem:
 
 def write_run(run: Run) -> dict[str, Any]:
     """The run as a JSON object of plain values."""
-    question = _question_to_json(run.question)
+    question = question_to_json(run.question)
     digest = run.provenance.digest()
     return {
         "kind": KIND,
@@ -210,21 +210,24 @@ def run_to_text(run: Run) -> str:
 
 def read_run(text: str) -> Run:
     """Read a run document, checked whole. An unknown major version is refused; a later minor may hold more fields."""
-    document = parse_json(text, "the run")
+    return read_run_object(parse_json(text, "the run"))
+
+
+def read_run_object(document: object) -> Run:
+    """What `read_run` does, for a document that stands inside another one and is parsed already."""
     if not isinstance(document, dict) or document.get("kind") != KIND:
         raise malformed("kind", "not that of a run document", f'an object with "kind": "{KIND}"')
-    version = document.get("score_debug_schema_version")
-    newer = _check_version(version)
-    question, kind = _read_question(document.get("question"), newer)
+    newer = check_version(document.get("score_debug_schema_version"), SCHEMA_VERSION, "the run")
+    question = read_question(document.get("question"), newer=newer)
     provenance = _read_provenance(document.get("provenance"), newer)
-    name = _list_name(kind)
+    name = _list_name(question.kind)
     shell = {key: value for key, value in document.items() if key not in {"kind", "question", "provenance", name}}
     head = from_json(_Head, shell, newer=newer)
     raw_entries = document.get(name)
     if not isinstance(raw_entries, list):
         raise malformed(name, "missing or no list", "a list")
     entries = tuple(
-        _check_entry(from_json(ENTRIES[kind], raw, f"{name}[{index}]", newer=newer), f"{name}[{index}]")
+        _check_entry(from_json(ENTRIES[question.kind], raw, f"{name}[{index}]", newer=newer), f"{name}[{index}]")
         for index, raw in enumerate(raw_entries)
     )
     expected = _identity(document["provenance"]["digest"], document["question"])
@@ -250,25 +253,27 @@ class _Head:
     complete: bool
 
 
-def _check_version(version: object) -> bool:
-    """Whether the document is of a later minor version; an unknown major is refused."""
+def check_version(version: object, own: str, what: str) -> bool:
+    """Whether a document is of a later minor version than this program writes; another major is refused."""
     match = _VERSION.fullmatch(version) if isinstance(version, str) else None
     if match is None:
         raise malformed("score_debug_schema_version", "missing or no version", 'text like "1.0"')
     major, minor = int(match[1]), int(match[2])
-    own_major, own_minor = (int(part) for part in SCHEMA_VERSION.split("."))
+    own_major, own_minor = (int(part) for part in own.split("."))
     if major != own_major:
-        message = f"the run is of version {version}; this program reads {own_major}.x: use one that knows {major}.x"
+        message = f"{what} is of version {version}; this program reads {own_major}.x: use one that knows {major}.x"
         allowed = f"{own_major}.x"
         raise InvalidArgument(Reason.SCHEMA_VERSION, message, field="score_debug_schema_version", allowed=allowed)
     return minor > own_minor
 
 
-def _question_to_json(question: AskedQuestion) -> dict[str, Any]:
+def question_to_json(question: AskedQuestion) -> dict[str, Any]:
+    """A question with its kind, as every document holds it."""
     return {"kind": question.kind.value, **to_json(question, "question")}
 
 
-def _read_question(raw: object, newer: bool) -> tuple[AskedQuestion, QuestionKind]:
+def read_question(raw: object, *, newer: bool = False) -> AskedQuestion:
+    """A question that `question_to_json` wrote."""
     if not isinstance(raw, dict):
         raise malformed("question", "missing or no object", "an object")
     known = {kind.value: kind for kind in QUESTIONS}
@@ -280,7 +285,7 @@ def _read_question(raw: object, newer: bool) -> tuple[AskedQuestion, QuestionKin
         raise InvalidArgument(Reason.UNKNOWN_ENUM_VALUE, message, field="question.kind", allowed=allowed)
     _check_inputs(raw, "question")
     body = {key: value for key, value in raw.items() if key != "kind"}
-    return from_json(QUESTIONS[kind], body, "question", newer=newer), kind
+    return from_json(QUESTIONS[kind], body, "question", newer=newer)
 
 
 def _check_inputs(raw: object, path: str) -> None:

@@ -6,6 +6,10 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+import numpy.typing as npt
+
+from dualtrace.engine import FloatArray
 from dualtrace.problems import InvalidArgument, Reason
 
 
@@ -18,6 +22,17 @@ class TokenStatus(StrEnum):
     ID_MISMATCH = "ID_MISMATCH"  # the sides read different tokens
     NOT_KEPT = "NOT_KEPT"  # cut by a cap; neither fails nor counts as aligned
     UNAVAILABLE = "UNAVAILABLE"  # a side does not have the field; likewise
+
+
+CODES: tuple[TokenStatus, ...] = tuple(TokenStatus)
+"""A status as a small number: its place here."""
+
+Bools = npt.NDArray[np.bool_]
+Codes = npt.NDArray[np.uint8]
+
+
+def code_of(status: TokenStatus) -> int:
+    return CODES.index(status)
 
 
 @dataclass(frozen=True)
@@ -52,3 +67,19 @@ class PassRule:
         if not (math.isfinite(left) and math.isfinite(right)):
             return False
         return abs(left - right) <= self.abs_epsilon + self.rel_epsilon * max(abs(left), abs(right))
+
+    def judge_columns(self, left: FloatArray, right: FloatArray, left_there: Bools, right_there: Bools) -> Codes:
+        """`judge` for columns of equal length; a value that is not there is not looked at."""
+        both = left_there & right_there
+        agree = both & self.agree_columns(left, right)
+        codes = np.where(agree, code_of(TokenStatus.MATCH), code_of(TokenStatus.MISMATCH))
+        codes[~left_there & ~right_there] = code_of(TokenStatus.UNSCORED)
+        return codes.astype(np.uint8)
+
+    def agree_columns(self, left: FloatArray, right: FloatArray) -> Bools:
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, which is decided below
+            room = self.abs_epsilon + self.rel_epsilon * np.maximum(np.abs(left), np.abs(right))
+            near = np.abs(left - right) <= room
+        near &= np.isfinite(left) & np.isfinite(right)
+        agreed: Bools = near | ((left == -math.inf) & (right == -math.inf))
+        return agreed

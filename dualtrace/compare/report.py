@@ -5,17 +5,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any
 
-from dualtrace.compare.events import IdMismatch, ProvenanceDifference
+from dualtrace.card import QuestionKind
+from dualtrace.compare.events import ProvenanceDifference
+from dualtrace.compare.figures import (
+    ArgmaxFlip,
+    DistributionReport,
+    ItemReport,
+    LabelReport,
+    LossDiffSummary,
+    NotFinite,
+    NotFiniteValue,
+    PositionBucket,
+    RankDeltaSummary,
+    ScoreSummary,
+    TokenColumns,
+    TokenSummary,
+)
 from dualtrace.compare.gates import GatePolicy, GateResult
-from dualtrace.compare.pass_rule import TokenStatus
+from dualtrace.compare.report_checks import (
+    check_distributions,
+    check_items,
+    check_labels,
+    check_summary,
+    check_verdict,
+)
 from dualtrace.compare.tolerance import Tolerance
 from dualtrace.engine import ModelProvenance
-from dualtrace.questions.answers import Applied, Execution, Tail, Usage
+from dualtrace.questions.answers import Execution, Usage
 from dualtrace.questions.asked import Variant
-from dualtrace.runs import AskedQuestion, StoredProblem
+from dualtrace.records import from_json, malformed, parse_json, to_json
+from dualtrace.runs import AskedQuestion, StoredProblem, check_version, question_to_json, read_question
+
+__all__ = [
+    "KIND", "SCHEMA_VERSION", "ArgmaxFlip", "BenchmarkReport", "CompareReport", "DistributionReport", "ItemReport",
+    "LabelReport", "LossDiffSummary", "NotFinite", "NotFiniteValue", "PositionBucket", "RankDeltaSummary",
+    "ScoreSummary", "SideReport", "TokenColumns", "TokenSummary", "Verdict", "read_report", "report_digest",
+    "report_to_text", "write_report",
+]  # fmt: skip
 
 KIND = "dualtrace.comparison"
 SCHEMA_VERSION = "1.0"
@@ -43,160 +75,6 @@ class SideReport:
     rank1_share: float | None
     delta_modules: tuple[str, ...]  # modules that got an adapter's delta
     problem: StoredProblem | None
-
-
-@dataclass(frozen=True)
-class LossDiffSummary:
-    """Of the aligned scored tokens, |nll_left - nll_right| in nats; signed_mean is right minus left (the bias)."""
-
-    max: float
-    mean: float
-    p50: float
-    p95: float
-    p99: float
-    signed_mean: float
-
-
-@dataclass(frozen=True)
-class RankDeltaSummary:
-    mrr_left: float
-    mrr_right: float
-    mrr_delta: float  # mean(1 / rank_right) - mean(1 / rank_left)
-    worst_rank_drop: int  # largest rank_right - rank_left; 0 when no rank fell
-    worst_rank_drop_item: int | None
-    worst_rank_drop_index: int | None
-    changed: int
-
-
-@dataclass(frozen=True)
-class ArgmaxFlip:
-    """The first token where the most likely tokens differ. Margins: top-1 minus top-2 logprob, None without a top 2."""
-
-    item: int
-    index: int
-    left_top_id: int
-    right_top_id: int
-    left_margin: float | None
-    right_margin: float | None
-
-
-@dataclass(frozen=True)
-class PositionBucket:
-    """Differences by place in the text: tokens start .. stop - 1."""
-
-    start: int
-    stop: int
-    count: int
-    mismatches: int
-    max_abs_diff: float
-    mean_abs_diff: float
-
-
-@dataclass(frozen=True)
-class TokenSummary:
-    """All items together. Fields are None (or 0) where there is none of the thing."""
-
-    aligned_count: int
-    token_mismatch_count: int
-    unscored_count: int
-    not_kept_count: int  # cut by a cap
-    unavailable_count: int  # a side does not have the field
-    token_parity_pass: bool | None  # None when nothing was aligned
-    first_divergence_item: int | None
-    first_divergence_index: int | None
-    first_divergence_region: tuple[int, int] | None  # [start, stop) of the consecutive mismatches from there
-    first_argmax_flip: ArgmaxFlip | None  # None too when no top-k was asked: see unavailable_fields
-    first_id_mismatch: IdMismatch | None
-    max_token_abs_diff: float | None
-    max_token_abs_diff_item: int | None
-    max_token_abs_diff_index: int | None
-    token_loss_diff_summary: LossDiffSummary | None
-    min_abs_epsilon: float | None  # the smallest with which every finite pair would have passed; None if none can
-    rank_delta_summary: RankDeltaSummary | None
-    position_buckets: tuple[PositionBucket, ...]
-    unavailable_fields: tuple[str, ...]  # that one side cannot give, "token_ranks"
-
-
-@dataclass(frozen=True)
-class TokenColumns:
-    """One item's tokens on both sides, as far as they are kept; all lists are equally long."""
-
-    token_ids: tuple[int | None, ...]
-    tokens: tuple[bytes | None, ...] | None
-    statuses: tuple[TokenStatus, ...]
-    left_logprobs: tuple[float | None, ...]
-    right_logprobs: tuple[float | None, ...]
-    left_ranks: tuple[int | None, ...]
-    right_ranks: tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class ItemReport:
-    """One item of a question that scores tokens."""
-
-    item: int
-    prompt_tokens: int
-    token_count: int  # of the side that has more
-    kept_tokens: int  # that stand in `columns`; the rest was cut by the cap
-    columns: TokenColumns
-    first_divergence_index: int | None
-    mismatches: int
-    left_total: float | None  # total logprob, nats
-    right_total: float | None
-    left_applied: Applied | None
-    right_applied: Applied | None
-    left_problem: StoredProblem | None
-    right_problem: StoredProblem | None
-
-
-@dataclass(frozen=True)
-class DistributionReport:
-    """One prompt's next tokens on both sides, read on the union of both top-k sets. Divergences in nats."""
-
-    item: int
-    status: TokenStatus  # of the pair of all union logprobs: MISMATCH when one is out of tolerance
-    token_ids: tuple[int, ...]  # the union, by the left side's logprob, descending
-    tokens: tuple[bytes | None, ...] | None
-    left_logprobs: tuple[float, ...]
-    right_logprobs: tuple[float, ...]
-    left_tail: Tail
-    right_tail: Tail
-    max_abs_diff: float | None
-    kl_left_right_lower: float | None  # an honest lower bound of KL(left || right)
-    kl_right_left_lower: float | None
-    js_lower: float | None
-    js_upper: float | None
-    top1_agrees: bool | None
-    left_problem: StoredProblem | None
-    right_problem: StoredProblem | None
-
-
-@dataclass(frozen=True)
-class LabelReport:
-    """One item's label scores on both sides."""
-
-    item: int
-    status: TokenStatus  # of the raw label logprobs, by the tolerance
-    label_token_ids: tuple[int, ...]
-    left_scores: tuple[float, ...]
-    right_scores: tuple[float, ...]
-    left_label_logprobs: tuple[float, ...]
-    right_label_logprobs: tuple[float, ...]
-    max_abs_diff: float | None  # of scores
-    argmax_agrees: bool | None
-    left_problem: StoredProblem | None
-    right_problem: StoredProblem | None
-
-
-@dataclass(frozen=True)
-class ScoreSummary:
-    """Over all items and labels: |score_left - score_right|."""
-
-    pairs: int
-    max_abs_diff: float
-    mean_abs_diff: float
-    label_mismatch_count: int  # items whose label logprobs are out of tolerance
-    argmax_changes: int
 
 
 @dataclass(frozen=True)
@@ -235,3 +113,70 @@ class CompareReport:
     benchmark: BenchmarkReport | None
     reproduce: str  # a command that asks the same again; "" when the asker knows none
     schema_version: str = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class _Body:
+    """The fields of a document beside its kind, version and question."""
+
+    created: str
+    left: SideReport
+    right: SideReport
+    provenance_differences: tuple[ProvenanceDifference, ...]
+    tolerance: Tolerance | None
+    policy: GatePolicy
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    gates: tuple[GateResult, ...]
+    tokens: TokenSummary | None
+    items: tuple[ItemReport, ...]
+    distributions: tuple[DistributionReport, ...]
+    scores: ScoreSummary | None
+    labels: tuple[LabelReport, ...]
+    benchmark: BenchmarkReport | None
+    reproduce: str
+
+
+_BODY = tuple(field.name for field in fields(_Body))
+
+
+def write_report(report: CompareReport) -> dict[str, Any]:
+    """The report as a JSON object of plain values."""
+    return {
+        "kind": KIND,
+        "score_debug_schema_version": report.schema_version,
+        "question": question_to_json(report.question),
+        **{name: to_json(getattr(report, name), name) for name in _BODY},
+    }
+
+
+def report_to_text(report: CompareReport) -> str:
+    """One line of ASCII, the same for equal reports: it can be digested."""
+    return json.dumps(write_report(report), allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+
+
+def report_digest(text: str) -> str:
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_report(text: str) -> CompareReport:
+    """Read a report, checked whole. An unknown major version is refused; a later minor may hold more fields."""
+    document = parse_json(text, "the report")
+    if not isinstance(document, dict) or document.get("kind") != KIND:
+        raise malformed("kind", "not that of a comparison's report", f'an object with "kind": "{KIND}"')
+    version = document.get("score_debug_schema_version")
+    newer = check_version(version, SCHEMA_VERSION, "the report")
+    question = read_question(document.get("question"), newer=newer)
+    if question.kind is QuestionKind.TOKENIZE:
+        raise malformed("question.kind", question.kind.value, "a question that asks for numbers")
+    head = {"kind", "score_debug_schema_version", "question"}
+    shell = {key: value for key, value in document.items() if key not in head}
+    body = from_json(_Body, shell, newer=newer)
+    assert isinstance(version, str)
+    report = CompareReport(question=question, schema_version=version, **{n: getattr(body, n) for n in _BODY})
+    check_items(report.items)
+    check_summary(report.tokens, report.items)
+    check_distributions(report.distributions)
+    check_labels(report.labels)
+    check_verdict(report.verdict, report.gates)
+    return report
