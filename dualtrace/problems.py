@@ -84,6 +84,10 @@ class Reason(StrEnum):
     BAD_TOKEN = "BAD_TOKEN"  # noqa: S105 - the bearer token is absent or wrong
     ENGINE_FAILED = "ENGINE_FAILED"
     BUG = "BUG"
+    # What is kept
+    STORAGE_FULL = "STORAGE_FULL"  # no room is left where things are kept
+    STORAGE_BUSY = "STORAGE_BUSY"  # somebody else holds the store
+    STORAGE_UNUSABLE = "STORAGE_UNUSABLE"  # read-only, damaged or not a store
 
 
 @dataclass(frozen=True)
