@@ -264,6 +264,7 @@ class ModelCard(_message.Message):
     TOKENIZER_PREFIX_IDS_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
     vocab_size: _builtins.int
     """The logit width: ids 0 .. vocab_size - 1 can be scored."""
     layers: _builtins.int
@@ -294,6 +295,10 @@ class ModelCard(_message.Message):
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names that views may use."""
 
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sizes to which calls are padded, by what is padded: "rows 1 2 4". Empty when the engine does not pad."""
+
     def __init__(
         self,
         *,
@@ -311,10 +316,11 @@ class ModelCard(_message.Message):
         tokenizer_prefix_ids: _abc.Iterable[_builtins.int] | None = ...,
         adapters: _abc.Iterable[_builtins.str] | None = ...,
         server_version: _builtins.str = ...,
+        buckets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "_eos_token_id", b"_eos_token_id", "bos_token_id", b"bos_token_id", "capabilities", b"capabilities", "eos_token_id", b"eos_token_id", "limits", b"limits", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "_eos_token_id", b"_eos_token_id", "adapters", b"adapters", "bos_token_id", b"bos_token_id", "capabilities", b"capabilities", "eos_token_id", b"eos_token_id", "hidden_size", b"hidden_size", "kv_heads", b"kv_heads", "layers", b"layers", "limits", b"limits", "provenance", b"provenance", "query_heads", b"query_heads", "server_version", b"server_version", "tokenizer_prefix_ids", b"tokenizer_prefix_ids", "vocab_size", b"vocab_size", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "_eos_token_id", b"_eos_token_id", "adapters", b"adapters", "bos_token_id", b"bos_token_id", "buckets", b"buckets", "capabilities", b"capabilities", "eos_token_id", b"eos_token_id", "hidden_size", b"hidden_size", "kv_heads", b"kv_heads", "layers", b"layers", "limits", b"limits", "provenance", b"provenance", "query_heads", b"query_heads", "server_version", b"server_version", "tokenizer_prefix_ids", b"tokenizer_prefix_ids", "vocab_size", b"vocab_size", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015

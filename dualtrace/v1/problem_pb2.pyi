@@ -107,6 +107,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The bearer token is absent or wrong."""
     REASON_ENGINE_FAILED: _Reason.ValueType  # 51
     REASON_BUG: _Reason.ValueType  # 52
+    REASON_STORAGE_FULL: _Reason.ValueType  # 53
+    """No room is left where the coordinator keeps things."""
+    REASON_STORAGE_BUSY: _Reason.ValueType  # 54
+    """Somebody else holds the store; try again."""
+    REASON_STORAGE_UNUSABLE: _Reason.ValueType  # 55
+    """The store is read-only, damaged or no store."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call failed, for machines. A value unknown to the reader must be treated like REASON_UNSPECIFIED."""
@@ -195,6 +201,12 @@ REASON_BAD_TOKEN: Reason.ValueType  # 50
 """The bearer token is absent or wrong."""
 REASON_ENGINE_FAILED: Reason.ValueType  # 51
 REASON_BUG: Reason.ValueType  # 52
+REASON_STORAGE_FULL: Reason.ValueType  # 53
+"""No room is left where the coordinator keeps things."""
+REASON_STORAGE_BUSY: Reason.ValueType  # 54
+"""Somebody else holds the store; try again."""
+REASON_STORAGE_UNUSABLE: Reason.ValueType  # 55
+"""The store is read-only, damaged or no store."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final

@@ -42,16 +42,17 @@ from dualtrace.wire.view import view_from_pb, view_to_pb
 
 def variants_from_pb(messages: Sequence[pb.Variant]) -> tuple[Variant, ...]:
     """No variants means one, plain."""
-    variants = []
-    for index, message in enumerate(messages):
-        field = f"variants[{index}]"
-        view = view_from_pb(message.view, f"{field}.view") if message.HasField("view") else BASE
-        mask = mask_from_pb(message.mask, f"{field}.mask") if message.HasField("mask") else None
-        variants.append(Variant(view, mask, message.allow_leak))
-    return tuple(variants) or PLAIN
+    variants = tuple(variant_from_pb(message, f"variants[{index}]") for index, message in enumerate(messages))
+    return variants or PLAIN
 
 
-def _variant_to_pb(variant: Variant) -> pb.Variant:
+def variant_from_pb(message: pb.Variant, field: str) -> Variant:
+    view = view_from_pb(message.view, f"{field}.view") if message.HasField("view") else BASE
+    mask = mask_from_pb(message.mask, f"{field}.mask") if message.HasField("mask") else None
+    return Variant(view, mask, message.allow_leak)
+
+
+def variant_to_pb(variant: Variant) -> pb.Variant:
     return pb.Variant(
         view=None if variant.view == BASE else view_to_pb(variant.view),
         mask=None if variant.mask is None else mask_to_pb(variant.mask),
@@ -241,7 +242,7 @@ def masked_forward_to_pb(question: MaskedForwardQuestion) -> pb.MaskedForwardReq
         input=input_to_pb(question.input),
         segments=_segments_to_pb(question.segments),
         reads=[span_to_pb(span) for span in question.reads],
-        variants=[_variant_to_pb(variant) for variant in question.variants],
+        variants=[variant_to_pb(variant) for variant in question.variants],
         prefix=prefix_to_pb(question.prefix),
         top_k=question.top_k,
         kl_base_masked=question.kl_base_masked,
@@ -297,6 +298,6 @@ def _segments_to_pb(segments: tuple[tuple[SegmentName, tuple[int, int]], ...]) -
 
 def _shared_to_pb(variants: tuple[Variant, ...], deterministic: bool) -> dict[str, Any]:
     return {
-        "variants": [] if variants == PLAIN else [_variant_to_pb(variant) for variant in variants],
+        "variants": [] if variants == PLAIN else [variant_to_pb(variant) for variant in variants],
         "execution": pb.ExecutionOptions(deterministic=True) if deterministic else None,
     }
