@@ -9,6 +9,7 @@ from benchmarks import (
     adapters,
     bodies,
     clients,
+    coordinator,
     edgepatch,
     memory,
     rolling,
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "memory": memory.measure,
     "start": start.measure,
     "streaming": streaming.measure,
+    "coordinator": coordinator.measure,
 }
 
 

@@ -47,6 +47,7 @@ from dualtrace.questions.asked import (
     TokenizeQuestion,
 )
 from dualtrace.scorer import ask_one
+from dualtrace.tape import Tape, TapedChannel
 from dualtrace.v1 import scoring_pb2 as pb
 from dualtrace.v1 import scoring_pb2_grpc
 from dualtrace.wire import answers, events, questions
@@ -77,6 +78,7 @@ class Connection:
     certificate_file: Path | None = None  # our own, for mTLS
     key_file: Path | None = None
     token: str | None = None
+    options: tuple[tuple[str, str | int], ...] = ()  # of the gRPC channel: balancing, retries, certificate name
 
     def __repr__(self) -> str:
         return f"Connection({self.address!r}, tls={self.tls}, token={'***' if self.token else None})"
@@ -85,10 +87,12 @@ class Connection:
 class Client:
     """One sidecar, asked asynchronously. A `Scorer`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, channel: Any = None) -> None:
+        """`channel`: one that somebody else opened and closes; None opens one."""
         self._connection = connection
         self._metadata = (("authorization", f"Bearer {connection.token}"),) if connection.token else ()
-        self._channel = open_channel(connection)
+        self._is_owner = channel is None
+        self._channel: Any = open_channel(connection) if channel is None else channel
         self._stub = scoring_pb2_grpc.ScoringServiceStub(self._channel)
         self._model = Model(lambda door, view: AsyncView(self, door, view))
 
@@ -101,7 +105,12 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        await self._channel.close()
+        if self._is_owner:
+            await self._channel.close()
+
+    def taped(self, tape: Tape) -> Client:
+        """The same sidecar over the same channel, whose questions also go onto the tape. Close the original."""
+        return Client(self._connection, TapedChannel(self._channel, tape))
 
     def model(self) -> Model[AsyncView]:
         """The model by its views: `async with client.model().as_finetuned("x") as tuned:`; one view at a time."""
@@ -182,14 +191,14 @@ class Client:
 
     async def _call(self, method: Any, request: Any, deadline: float | None) -> Any:
         try:
-            return await method(request, timeout=_timeout(deadline), metadata=self._metadata)
+            return await method(request, timeout=seconds_left(deadline), metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise self._problem(error) from None
+            raise problem_of(error, self._connection.address) from None
 
     async def _stream(self, question: StreamQuestion, deadline: float | None) -> AsyncIterator[StreamEvent]:
         """Events in order; a stream that ends without its Summary, or skips a number, is an error."""
         method, request = self._stream_method(question)
-        call: Any = method(request, timeout=_timeout(deadline), metadata=self._metadata)
+        call: Any = method(request, timeout=seconds_left(deadline), metadata=self._metadata)
         expected = 0
         complete = False
         try:
@@ -203,7 +212,7 @@ class Client:
                 if event is not None:
                     yield event
         except grpc.aio.AioRpcError as error:
-            raise self._problem(error) from None
+            raise problem_of(error, self._connection.address) from None
         finally:
             call.cancel()  # harmless when it has ended
         if not complete:
@@ -218,17 +227,19 @@ class Client:
             case MaskedForwardQuestion():
                 return self._stub.MaskedForward, questions.masked_forward_to_pb(question)
 
-    def _problem(self, error: grpc.aio.AioRpcError) -> Problem:
-        status = rpc_status.from_call(error)
-        known = from_status(status) if status is not None else None
-        if known is not None:
-            return known
-        code = error.code()
-        reason = REASON_OF_CODE.get(code, Reason.BUG)
-        message = f"{self._connection.address}: {code.name}: {error.details()}"
-        if code == grpc.StatusCode.UNAVAILABLE:
-            message = f"cannot reach {self._connection.address}: {error.details()}; is a sidecar running there?"
-        return rebuild(int(code.value[0]), Detail(reason, message))
+
+def problem_of(error: grpc.aio.AioRpcError, address: str, who: str = "a sidecar") -> Problem:
+    """The Problem that a failed call carries, or what gRPC itself says of it. `who` is expected at the address."""
+    status = rpc_status.from_call(error)
+    known = from_status(status) if status is not None else None
+    if known is not None:
+        return known
+    code = error.code()
+    reason = REASON_OF_CODE.get(code, Reason.BUG)
+    message = f"{address}: {code.name}: {error.details()}"
+    if code == grpc.StatusCode.UNAVAILABLE:
+        message = f"cannot reach {address}: {error.details()}; is {who} running there?"
+    return rebuild(int(code.value[0]), Detail(reason, message))
 
 
 def open_channel(connection: Connection) -> grpc.aio.Channel:
@@ -239,13 +250,14 @@ def open_channel(connection: Connection) -> grpc.aio.Channel:
         for name, file in files.items():
             if file is not None:
                 raise InvalidArgument(Reason.CONFLICT, f"{name} is for TLS; use grpcs:// as well", field=name)
-        return grpc.aio.insecure_channel(connection.address)
+        return grpc.aio.insecure_channel(connection.address, options=connection.options)
     if (files["key_file"] is None) != (files["certificate_file"] is None):
         missing = "key_file" if files["key_file"] is None else "certificate_file"
         message = f"a certificate of our own and its key go together; {missing} is not set"
         raise InvalidArgument(Reason.CONFLICT, message, field=missing)
     parts = [None if file is None else _read_pem(file, name) for name, file in files.items()]
-    return grpc.aio.secure_channel(connection.address, grpc.ssl_channel_credentials(*parts))
+    credentials = grpc.ssl_channel_credentials(*parts)
+    return grpc.aio.secure_channel(connection.address, credentials, options=connection.options)
 
 
 def _read_pem(file: Path, field: str) -> bytes:
@@ -264,7 +276,7 @@ def _read_pem(file: Path, field: str) -> bytes:
     return content
 
 
-def _timeout(deadline: float | None) -> float | None:
+def seconds_left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.001, deadline - time.monotonic())
 
 

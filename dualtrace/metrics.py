@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from dualtrace.problems import Reason, Unavailable
 
 DROP_REASONS = ("cancelled", "deadline")
+VERDICTS = ("PASS", "FAIL", "INCOMPARABLE", "ERROR")
+JOB_ENDS = ("DONE", "FAILED", "CANCELLED")
 
 CALL_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 STEP_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -25,13 +27,12 @@ BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BATCH_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
 
 
-class Metrics:
-    """The metrics of one process, on a registry of their own."""
+class ProcessMetrics:
+    """What every process of ours counts: its calls, whether it is ready, what runs in it."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._declare_calls(self.registry)
-        self._declare_engine(self.registry)
         self._declare_process(self.registry)
 
     def _declare_calls(self, registry: CollectorRegistry) -> None:
@@ -45,6 +46,25 @@ class Metrics:
             "dualtrace_call_seconds", "From a call's arrival to its last message.", ("method",),
             buckets=CALL_SECONDS, registry=registry,
         )  # fmt: skip
+
+    def _declare_process(self, registry: CollectorRegistry) -> None:
+        self.ready = Gauge("dualtrace_ready", "1 while calls are accepted, else 0.", registry=registry)
+        self.build = Info("dualtrace_build", "What runs here: version, framework, dtype.", registry=registry)
+
+    def describe_build(self, *, version: str, framework: str, dtype: str) -> None:
+        """Say once what runs in this process."""
+        self.build.info({"version": version, "framework": framework, "dtype": dtype})
+
+
+class Metrics(ProcessMetrics):
+    """The metrics of one sidecar, on a registry of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._declare_queue(self.registry)
+        self._declare_engine(self.registry)
+
+    def _declare_queue(self, registry: CollectorRegistry) -> None:
         self.queue_seconds = Histogram(
             "dualtrace_queue_seconds",
             "From a call's arrival to its first step.",
@@ -83,13 +103,51 @@ class Metrics:
             buckets=PREPARE_SECONDS, registry=registry,
         )  # fmt: skip
 
-    def _declare_process(self, registry: CollectorRegistry) -> None:
-        self.ready = Gauge("dualtrace_ready", "1 while calls are accepted, else 0.", registry=registry)
-        self.build = Info("dualtrace_build", "What runs here: version, framework, dtype.", registry=registry)
 
-    def describe_build(self, *, version: str, framework: str, dtype: str) -> None:
-        """Say once what runs in this process."""
-        self.build.info({"version": version, "framework": framework, "dtype": dtype})
+class CoordinatorMetrics(ProcessMetrics):
+    """The metrics of one coordinator, on a registry of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._declare_comparisons(self.registry)
+        self._declare_jobs(self.registry)
+
+    def _declare_comparisons(self, registry: CollectorRegistry) -> None:
+        self.comparisons = Counter(
+            "dualtrace_comparisons", "Comparisons that ended, by verdict.", ("verdict",), registry=registry
+        )
+        for verdict in VERDICTS:
+            self.comparisons.labels(verdict)
+        self.comparison_seconds = Histogram(
+            "dualtrace_comparison_seconds", "From the question to the stored report.",
+            buckets=CALL_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.running_comparisons = Gauge(
+            "dualtrace_running_comparisons", "Comparisons that run right now.", registry=registry
+        )
+        self.refused_comparisons = Counter(
+            "dualtrace_refused_comparisons", "Comparisons refused because too many ran.", registry=registry
+        )
+        self.failed_sides = Counter(
+            "dualtrace_failed_sides", "Sides of comparisons that gave up.", ("backend",), registry=registry
+        )
+        self.backend_replicas = Gauge(
+            "dualtrace_backend_replicas", "Replicas that a backend has.", ("backend",), registry=registry
+        )
+        self.backend_replicas_serving = Gauge(
+            "dualtrace_backend_replicas_serving",
+            "Replicas that serve; 0 where they differ in provenance.",
+            ("backend",),
+            registry=registry,
+        )
+
+    def _declare_jobs(self, registry: CollectorRegistry) -> None:
+        self.jobs = Counter("dualtrace_jobs", "Jobs that ended, by state.", ("state",), registry=registry)
+        for state in JOB_ENDS:
+            self.jobs.labels(state)
+        self.running_jobs = Gauge("dualtrace_running_jobs", "Jobs that run right now.", registry=registry)
+        self.waiting_jobs = Gauge("dualtrace_waiting_jobs", "Jobs that wait for a worker.", registry=registry)
+        self.stored_runs = Counter("dualtrace_stored_runs", "Runs that were stored.", registry=registry)
 
 
 @dataclass(frozen=True)
@@ -115,7 +173,7 @@ class MetricsServer:
         self.close()
 
 
-def serve_metrics(metrics: Metrics, host: str, port: int) -> MetricsServer:
+def serve_metrics(metrics: ProcessMetrics, host: str, port: int) -> MetricsServer:
     """Serve the metrics in Prometheus' text form; port 0 takes any free one."""
     try:
         server, thread = start_http_server(port, addr=host, registry=metrics.registry)

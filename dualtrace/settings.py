@@ -26,7 +26,9 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 ENVIRONMENT_PREFIX = "DUALTRACE_"
-ENVIRONMENT_OF_OTHERS = frozenset({"DUALTRACE_CACHE"})
+COORDINATOR_PREFIX = "DUALTRACE_COORDINATOR_"
+"""Apart from the sidecars', so that one environment can hold the settings of both."""
+ENVIRONMENT_OF_OTHERS = frozenset({"DUALTRACE_CACHE", "DUALTRACE_COORDINATOR", "DUALTRACE_DATA"})
 """Variables with our prefix that are no setting: who reads them says so here, so that they are not refused."""
 
 HIDDEN = "***"
@@ -54,6 +56,7 @@ class SettingField:
     low: float | None
     high: float | None
     secret: bool
+    prefix: str = ENVIRONMENT_PREFIX
 
     @property
     def flag(self) -> str:
@@ -61,7 +64,7 @@ class SettingField:
 
     @property
     def environment(self) -> str:
-        return ENVIRONMENT_PREFIX + self.name.upper()
+        return self.prefix + self.name.upper()
 
     @property
     def allowed(self) -> str:
@@ -86,27 +89,47 @@ class SettingField:
 def list_settings(cls: type) -> tuple[SettingField, ...]:
     """The settings of a class in their order."""
     hints = get_type_hints(cls)
-    return tuple(_describe_field(field, hints[field.name]) for field in fields(cls))
+    prefix = _prefix_of(cls)
+    return tuple(_describe_field(field, hints[field.name], prefix) for field in fields(cls))
 
 
-def _describe_field(field: dataclasses.Field[Any], hint: Any) -> SettingField:
+def _prefix_of(cls: type) -> str:
+    """Of its environment variables; a class that is not a sidecar's says so in `environment_prefix`."""
+    prefix: str = getattr(cls, "environment_prefix", ENVIRONMENT_PREFIX)
+    return prefix
+
+
+def _describe_field(field: dataclasses.Field[Any], hint: Any, prefix: str) -> SettingField:
     kinds = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
     plain = [kind for kind in kinds if kind is not NoneType]
     if len(plain) != 1 or plain[0] not in {str, int, float, bool, Path}:
         raise TypeError(f"setting {field.name}: {hint} is not str, int, float, bool or Path, each perhaps | None")
     if field.default is MISSING or "meaning" not in field.metadata:
         raise TypeError(f"setting {field.name}: declare it with setting(default, meaning)")
-    return SettingField(field.name, plain[0], len(kinds) > 1, field.default, **field.metadata)
+    return SettingField(field.name, plain[0], len(kinds) > 1, field.default, **field.metadata, prefix=prefix)
 
 
 def read_settings(
     cls: type[S], *, file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]
 ) -> tuple[S, Sources]:
     """Read every source once. A flag that is None was not given; an unknown name is refused wherever it stands."""
+    return settle_settings(cls, file=file, content=read_toml(file), environ=environ, flags=flags)
+
+
+def settle_settings(
+    cls: type[S],
+    *,
+    file: Path | None,
+    content: Mapping[str, object],
+    environ: Mapping[str, str],
+    flags: Mapping[str, object],
+) -> tuple[S, Sources]:
+    """`read_settings` for a file that was read already, because it holds more than settings."""
     known = {field.name: field for field in list_settings(cls)}
     values: dict[str, Value] = {}
     sources = dict.fromkeys(known, "default")
-    layers = (_read_file(file), _read_environment(environ), _read_flags(flags))
+    of_file = {name: (f"file {file}", value) for name, value in content.items()}
+    layers = (of_file, _read_environment(environ, _prefix_of(cls)), _read_flags(flags))
     for layer in layers:
         for name, (origin, raw) in layer.items():
             field = known.get(name) or _refuse_unknown(name, origin, known)
@@ -137,25 +160,27 @@ def show_settings(settings: object, sources: Sources) -> str:
 Layer = dict[str, tuple[str, object]]  # name -> (origin in words, raw value)
 
 
-def _read_file(file: Path | None) -> Layer:
+def read_toml(file: Path | None) -> dict[str, object]:
+    """What a settings file holds; nothing where there is none."""
     if file is None:
         return {}
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound(Reason.NOT_FOUND, f"settings file {file} does not exist; name one that does") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(Reason.MALFORMED, f"settings file {file} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise InvalidArgument(Reason.MALFORMED, f"settings file {file} is not valid TOML: {error}") from error
-    return {name: (f"file {file}", value) for name, value in content.items()}
 
 
-def _read_environment(environ: Mapping[str, str]) -> Layer:
-    names = sorted(
-        name for name in environ if name.startswith(ENVIRONMENT_PREFIX) and name not in ENVIRONMENT_OF_OTHERS
-    )
-    return {name.removeprefix(ENVIRONMENT_PREFIX).lower(): (f"environment {name}", environ[name]) for name in names}
+def _read_environment(environ: Mapping[str, str], prefix: str) -> Layer:
+    names = sorted(name for name in environ if name.startswith(prefix) and not _is_of_others(name, prefix))
+    return {name.removeprefix(prefix).lower(): (f"environment {name}", environ[name]) for name in names}
+
+
+def _is_of_others(name: str, prefix: str) -> bool:
+    return name in ENVIRONMENT_OF_OTHERS or (prefix == ENVIRONMENT_PREFIX and name.startswith(COORDINATOR_PREFIX))
 
 
 def _read_flags(flags: Mapping[str, object]) -> Layer:
@@ -248,6 +273,7 @@ class SidecarSettings:
     tls_client_ca: Path | None = setting(None, "PEM file of the authority that client certificates must come from")
     token_file: Path | None = setting(None, "file of accepted bearer tokens, one a line; none accepts every caller")
     preflight: bool = setting(True, "run one forward on a fixed text before saying ready")
+    warm_up: bool = setting(True, "compile for usual batches before saying ready, where the engine compiles")
 
     def __post_init__(self) -> None:
         check_settings(self)

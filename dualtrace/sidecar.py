@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from dualtrace.metrics import Metrics
+from dualtrace.metrics import Metrics, ProcessMetrics
 from dualtrace.problems import Internal, Problem, Reason, Unavailable
 from dualtrace.questions.answers import StreamEvent
 from dualtrace.questions.asked import StreamQuestion
@@ -44,9 +44,9 @@ def register(server: grpc.aio.Server, servicer: ScoringServicer) -> None:
 class Readiness:
     """Whether calls are accepted. Set by whoever serves; Describe is answered always."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: ProcessMetrics, why_not_yet: str = "the model is still being checked") -> None:
         self._metrics = metrics
-        self.refusal: Problem | None = Unavailable(Reason.NOT_READY, "the model is still being checked; retry soon")
+        self.refusal: Problem | None = Unavailable(Reason.NOT_READY, f"{why_not_yet}; retry soon")
 
     def accept(self) -> None:
         self.refusal = None

@@ -194,6 +194,7 @@ CARDS = st.builds(
     kv_heads=COUNTS,
     hidden_size=COUNTS,
     windows=st.lists(st.none() | st.integers(1, 2**31 - 1), max_size=3).map(tuple),
+    buckets=st.lists(TEXTS, max_size=3).map(tuple),
     bos_token_id=st.none() | COUNTS,
     eos_token_id=st.none() | COUNTS,
     tokenizer_prefix_ids=st.lists(COUNTS, max_size=2).map(tuple),

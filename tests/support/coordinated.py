@@ -1,0 +1,102 @@
+"""Real sidecars and a real coordinator for tests, and the command line that speaks to them.
+
+It knows how they are started. It must not know what is asked of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+import dualtrace.cli as cli
+from tests.support.processes import Process, Processes
+
+LISTENING = r"listening on (\S+)$"
+COORDINATING = r"listening on grpc (\S+)"
+TEXT = "The capital of France is Paris."
+
+
+@dataclass
+class House:
+    """A coordinator over sidecars of the fake engine, by their names."""
+
+    processes: Processes
+    data: Path
+    specs: Mapping[str, str]  # backend name -> what its engine does
+    flags: tuple[str, ...] = ()  # of the coordinator
+    sidecars: dict[str, Process] = field(default_factory=dict)
+    coordinator: Process | None = None
+
+    def start(self) -> House:
+        for name, spec in self.specs.items():
+            if name not in self.sidecars:
+                self.sidecars[name] = start_sidecar(self.processes, spec, name)
+        self.start_coordinator()
+        return self
+
+    def start_coordinator(self) -> None:
+        command = [sys.executable, "-m", "coordinator", "--port", "0", "--http-port", "0", "--data", str(self.data)]
+        for name in self.specs:
+            command += ["--backend", f"{name}={address_of(self.sidecars[name])}"]
+        self.coordinator = self.processes.start([*command, *self.flags], name="coordinator", ready=COORDINATING)
+
+    @property
+    def address(self) -> str:
+        assert self.coordinator is not None
+        assert self.coordinator.ready is not None
+        return self.coordinator.ready[1]
+
+    def run(self, *arguments: str | Path) -> Result:
+        """A command of ours in this process; the servers are real ones."""
+        return run(*arguments, "--coordinator", self.address)
+
+    def read(self, *arguments: str | Path, code: int = 0) -> Any:
+        """The JSON of a command."""
+        result = self.run(*arguments, "--json")
+        assert result.exit_code == code, result.output
+        return json.loads(result.stdout)
+
+
+def start_sidecar(processes: Processes, spec: str = "", name: str = "sidecar", *flags: str) -> Process:
+    command = [sys.executable, "-m", "dualtrace.cli", "serve", "fake", "--spec", spec, "--port", "0", "--no-preflight"]
+    command += ["--metrics-port", "0", "--chunk-tokens", "1", "--drain-seconds", "0", *flags]
+    return processes.start(command, name=name, ready=LISTENING)
+
+
+def address_of(sidecar: Process) -> str:
+    assert sidecar.ready is not None
+    return sidecar.ready[1]
+
+
+def count_steps(sidecar: Process) -> float:
+    """Steps that its engine has made."""
+    match = re.search(r"metrics on (\S+)", sidecar.stderr)
+    assert match is not None, sidecar.tell()
+    with urllib.request.urlopen(match[1], timeout=5) as answer:
+        found = re.search(rb"dualtrace_engine_step_seconds_count (\S+)", answer.read())
+    return 0.0 if found is None else float(found[1])
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.main, [str(one) for one in arguments])
+
+
+def write_case_file(folder: Path, *cases: str) -> Path:
+    file = folder / "cases.yaml"
+    file.write_text("---\n".join(cases))
+    return file
+
+
+def case_text(name: str, left: str, right: str, *, tags: str = "smoke", text: str = TEXT) -> str:
+    return (
+        f"name: {name}\ntags: [{tags}]\nleft: {left!r}\nright: {right!r}\n"
+        f"question: {{rolling: {{inputs: [{json.dumps(text)}]}}}}\ntolerance: {{abs: 1e-9, rel: 0}}\n"
+    )
