@@ -1,56 +1,99 @@
-"""`dualtrace demo`: a real sidecar process over a small real model, asked three questions over gRPC, and ended."""
+"""`dualtrace demo`: two engines and a coordinator as real processes over a real model, compared, judged, and ended."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from dualtrace.cli.inputs import FOLDER, Ask, command_options
+from dualtrace.cli.inputs import FOLDER, command_options
+from dualtrace.problems import InvalidArgument, Reason
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from dualtrace.cli.demo_program import Seen
+    from dualtrace.cli.output import Tell
 
-    from dualtrace.card import Card
-    from dualtrace.cli.asking import Answered
-    from dualtrace.runs import AskedQuestion, Run
+WANTED = ("torch", "jax")
+STAND_IN = "reference"
 
-TEXT = "The capital of France is Paris, and the capital of Germany is Berlin."
-PROMPT = "The capital of France is"
-COMPLETIONS = (" Paris.", " Berlin.")
-TOP_K = 5
 
-Render = Callable[["Answered", "Run"], Iterable["RenderableType"]]
+@dataclass(frozen=True)
+class House:
+    """What runs: a coordinator, and the names of its two backends."""
+
+    address: str  # of the coordinator
+    left: str
+    right: str
 
 
 @click.command()
 @click.option("--model", type=FOLDER, help="Checkpoint folder; default: SmolLM2-135M, fetched once into the cache.")
+@click.option(
+    "--engines",
+    metavar="LEFT,RIGHT",
+    help="Default: torch,jax; where one is not installed, reference stands in for it, and it is said.",
+)
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.yaml",
+    help="Keep the case that the demo saves; without it, it goes with the demo's own folder.",
+)
 @command_options
-def demo(model: Path | None, as_json: bool) -> None:
-    """Start a sidecar, score a short text, list next tokens, compare two completions, stop the sidecar."""
-    from dualtrace.cli.asking import with_scorer
-    from dualtrace.cli.child_sidecar import child_sidecar
-    from dualtrace.cli.describe import card_to_json
-    from dualtrace.cli.output import waiting, write_json
-    from dualtrace.runs import write_run
+def demo(model: Path | None, engines: str | None, save: Path | None, as_json: bool) -> None:
+    """Compare PyTorch with JAX on a real text, then a causal mask with isolated documents; save a case, run it again.
 
+    Sidecars and a coordinator are processes of their own, and all end with the demo. Ends with 1 when the engines do
+    not agree.
+    """
+    from dualtrace.cli.exits import FAILED
+    from dualtrace.cli.output import waiting, write_json
+
+    names, notes = choose_engines(engines)
+    for note in notes:
+        click.echo(note, err=True)
     folder = model or _fetch()
-    click.echo(f"starting a sidecar over {folder}: a process of its own, in float64", err=True)
-    with waiting("loading the weights and checking the model's numbers") as tell, child_sidecar(folder) as target:
-        tell("asking")
-        ask = Ask(target=target)
-        card = with_scorer(ask, lambda scorer, _deadline, _tell: scorer.describe(), quiet=True)
-        answers = [(_answer(ask, question), render, title) for question, render, title in _program()]
-    click.echo(f"the sidecar at {target} has been stopped", err=True)
-    runs = [run for (_, run), _, _ in answers]
+    with waiting("starting") as tell, _house(folder, names, tell) as house:
+        tell("comparing")
+        seen = _perform(house)
+    if save is not None:
+        save.write_text(seen.case_text, encoding="utf-8")
+    click.echo("all processes have been stopped", err=True)
     if as_json:
-        document = {"kind": "dualtrace.demo", "card": card_to_json(card), "runs": [write_run(run) for run in runs]}
-        write_json({**document, "findings": list(find(runs))})
+        from dualtrace.cli.demo_program import seen_to_json
+
+        write_json({"kind": "dualtrace.demo", "engines": list(names), "notes": list(notes), **seen_to_json(seen)})
     else:
-        _show(card, answers, runs)
+        _show(seen, notes)
+    if not seen.engines_agree:
+        click.get_current_context().exit(FAILED)
+
+
+def choose_engines(asked: str | None) -> tuple[tuple[str, str], tuple[str, ...]]:
+    """Left and right, and what must be said of the choice. Never another engine than asked for by name."""
+    if asked is not None:
+        names = tuple(name.strip() for name in asked.split(","))
+        if len(names) != 2:
+            message = f"--engines {asked!r:.60} names {len(names)}; name two, like torch,jax"
+            raise InvalidArgument(Reason.MALFORMED, message, field="--engines")
+        return (names[0], names[1]), ()
+    from importlib.util import find_spec
+
+    from dualtrace.cli.up import NEEDS
+
+    missing = [name for name in WANTED if not all(find_spec(module) for module in NEEDS[name])]
+    left, right = (STAND_IN if name in missing else name for name in WANTED)
+    notes = tuple(
+        f"{name} is not installed, so the float64 {STAND_IN} engine stands in for it: pip install 'dualtrace[{name}]'"
+        for name in missing
+    )
+    return (left, right), notes
 
 
 def _fetch() -> Path:
@@ -61,68 +104,67 @@ def _fetch() -> Path:
         return fetch_smollm2(None, progress)
 
 
-def _program() -> Iterator[tuple[AskedQuestion, Render, str]]:
-    from dualtrace.cli.logprob import render_logprob
-    from dualtrace.cli.next import render_next
-    from dualtrace.cli.rolling import render_rolling
-    from dualtrace.questions.asked import Input, LogprobItem, LogprobQuestion, NextTokenQuestion, RollingQuestion
+@contextmanager
+def _house(model: Path, names: Sequence[str], tell: Tell) -> Iterator[House]:
+    """Both sidecars, then a coordinator over them; it ends first, so that it never sees them go."""
+    from dualtrace.cli.child_sidecar import ChildSpec, child_sidecars
 
-    prompt = Input(text=PROMPT)
-    pairs = tuple(LogprobItem(prompt, Input(text=text)) for text in COMPLETIONS)
-    yield RollingQuestion((Input(text=TEXT),)), render_rolling, "1. A text, token by token (dualtrace rolling)"
-    yield NextTokenQuestion((prompt,), TOP_K), render_next, "2. What comes next? (dualtrace next)"
-    yield LogprobQuestion(pairs), render_logprob, "3. Which completion is likelier? (dualtrace logprob)"
-
-
-def _answer(ask: Ask, question: AskedQuestion) -> tuple[Answered, Run]:
-    """A demo shows whole answers only: any failure, of the call or of an item, ends it."""
-    from dualtrace.cli.asking import answer
-    from dualtrace.runs import restore_problem
-
-    answered = answer(ask, question, quiet=True)
-    if answered.failure is not None:
-        raise answered.failure
-    assert answered.run is not None
-    for stored in answered.run.problems:
-        raise restore_problem(stored)
-    return answered, answered.run
+    with ExitStack() as stack:
+        data = stack.enter_context(tempfile.TemporaryDirectory(prefix="dualtrace-demo-"))
+        for name in names:
+            click.echo(f"starting {name} over {model}: a process of its own", err=True)
+        children = stack.enter_context(child_sidecars([ChildSpec(name, model) for name in names]))
+        right = names[1] if names[0] != names[1] else f"{names[1]}-again"
+        backends = {}
+        for name, child in zip((names[0], right), children, strict=True):
+            tell(f"waiting for {name}")
+            backends[name] = child.await_ready()
+        tell("starting the coordinator")
+        yield House(_start_coordinator(stack, backends, data), *backends)
 
 
-def _show(card: Card, answers: list[tuple[tuple[Answered, Run], Render, str]], runs: list[Run]) -> None:
+def _start_coordinator(stack: ExitStack, backends: dict[str, str], data: str) -> str:
+    from dualtrace.cli.child_process import ChildProcess
+    from dualtrace.cli.up import READY
+
+    command = [sys.executable, "-m", "coordinator", "--host", "127.0.0.1", "--port", "0", "--http-port", "0"]
+    command += ["--drain-seconds", "2", "--stop-with-stdin", "--data", data]
+    for name, address in backends.items():
+        command += ["--backend", f"{name}={address}"]
+    child = ChildProcess("coordinator", command, READY)
+    stack.callback(child.end)
+    address = child.match_ready()[1]
+    click.echo(f"a coordinator at {address} knows them as {' and '.join(backends)}", err=True)
+    return address
+
+
+def _perform(house: House) -> Seen:
+    """A demo shows whole answers only: any failure ends it."""
+    import asyncio
+
+    from dualtrace.cli.demo_program import perform
+    from dualtrace.client import Connection
+    from dualtrace.coordinator_client import CoordinatorClient
+
+    async def work() -> Seen:
+        async with CoordinatorClient(Connection(house.address)) as client:
+            return await perform(client, f"backend:{house.left}", f"backend:{house.right}")
+
+    return asyncio.run(work())
+
+
+def _show(seen: Seen, notes: Sequence[str]) -> None:
     from rich.text import Text
 
-    from dualtrace.cli.describe import card_table
-    from dualtrace.cli.output import show
+    from dualtrace.cli.compare_tables import render_comparison
+    from dualtrace.cli.demo_program import find
+    from dualtrace.cli.output import output_console, put, show
+    from dualtrace.cli.visible import show_text
 
-    show([Text("0. Who answers (dualtrace describe)", "bold"), card_table(card)])
-    for (answered, run), render, title in answers:
-        show([Text(f"\n{title}", "bold"), *render(answered, run)])
-    show([Text("\nWhat was seen", "bold"), *(Text(line) for line in find(runs))])
-
-
-def find(runs: list[Run]) -> Iterator[str]:
-    """Two or three plain sentences, out of the numbers themselves."""
-    from dualtrace.cli.visible import show_piece
-    from dualtrace.runs import NextEntry, ScoredItem
-
-    text, following, pair = (run.entries for run in runs)
-    item = text[0]
-    assert isinstance(item, ScoredItem)
-    scored = [(value, index) for index, value in enumerate(item.token_logprobs) if value is not None]
-    if scored and item.perplexity is not None and item.tokens is not None:
-        lowest, at = min(scored)
-        yield (
-            f"Over {len(scored)} scored tokens the perplexity is {item.perplexity:.2f}; the most surprising token is "
-            f'"{show_piece(item.tokens[at])}" at index {at}, with probability {math.exp(lowest):.2g}.'
-        )
-    first = following[0]
-    assert isinstance(first, NextEntry)
-    if first.top_tokens:
-        share = math.exp(first.top_logprobs[0])
-        yield f'After "{PROMPT}" the likeliest token is "{show_piece(first.top_tokens[0])}", at {share:.1%}.'
-    totals = [entry.total_logprob for entry in pair if isinstance(entry, ScoredItem)]
-    if len(totals) == len(COMPLETIONS) and totals[0] is not None and totals[1] is not None:
-        apart = totals[0] - totals[1]
-        better, worse = COMPLETIONS if apart >= 0 else COMPLETIONS[::-1]
-        factor = math.exp(min(700.0, abs(apart)))
-        yield f'The model prefers "{better}" to "{worse}" by {abs(apart):.2f} nats, a factor of {factor:.3g}.'
+    width = output_console().width
+    for act in seen.acts:
+        show([Text(f"\n{act.title}\n", "bold")])
+        show(render_comparison(act.report, act.book, width, all_tokens=False))
+    show([Text("\n3. A saved case, run again (dualtrace case run)\n", "bold")])
+    put(f"{seen.case_text}\n{show_text(seen.case_line)}\n")
+    show([Text("\nWhat was seen", "bold"), *(Text(line) for line in (*find(seen), *notes))])

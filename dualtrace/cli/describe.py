@@ -68,6 +68,7 @@ def _facts(card: Card) -> list[tuple[str, str]]:
         ("text", "yes" if able.text else "no: token ids only"),
         ("able to", ", ".join(name.replace("_", " ") for name in abilities if getattr(able, name))),
         ("adapters", ", ".join(card.adapters) or "none"),
+        ("padded to", "; ".join(card.buckets) or "nothing"),
         ("limits", f"{limits.max_items} items, {limits.max_request_tokens} tokens, top-k {limits.max_top_k}"),
         ("weights", known.weights_digest or "unknown"),
         ("tokenizer", known.tokenizer_digest or "none"),

@@ -38,7 +38,11 @@ _OF_KIND: dict[type[Problem], int] = {
     Exhausted: UNAVAILABLE,
     Cancelled: UNAVAILABLE,
 }
-_OF_REASON = {Reason.INCOMPLETE_STREAM: UNAVAILABLE, Reason.NOT_READY: UNAVAILABLE}
+_OF_REASON = {
+    Reason.INCOMPLETE_STREAM: UNAVAILABLE,
+    Reason.NOT_READY: UNAVAILABLE,
+    Reason.STORAGE_BUSY: USAGE,  # a second coordinator on one data folder: a mistake of whoever started it
+}
 
 
 def exit_code(problem: Problem) -> int:

@@ -81,7 +81,7 @@ def score(
         found = await resolve_labels(scorer, label_texts, deadline) if label_texts else shared
         return replace(question, labels=found, variants=await sights.variants(scorer, deadline))
 
-    present(ask, answer(ask, prepare), lambda _answered, run: _render(run, label_texts, sights.labels))
+    present(ask, answer(ask, prepare), lambda _answered, run: render_score(run, label_texts, sights.labels))
 
 
 def _check_labels(labels: str | None, label_texts: Sequence[str], item_labels: Sequence[str]) -> None:
@@ -115,7 +115,7 @@ async def resolve_labels(scorer: Scorer, texts: Sequence[str], deadline: float |
     return tuple(ids)
 
 
-def _render(run: Run, label_texts: Sequence[str], variants: Sequence[str]) -> Iterator[RenderableType]:
+def render_score(run: Run, label_texts: Sequence[str], variants: Sequence[str]) -> Iterator[RenderableType]:
     from rich.text import Text
 
     from dualtrace.cli.tables import model_line, score_table, usage_line

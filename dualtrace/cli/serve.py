@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dualtrace.cli.inputs import FOLDER, command_options, parse_adapters
+from dualtrace.cli.setting_flags import pop_flags, setting_options
 from dualtrace.problems import InvalidArgument, Reason
 from dualtrace.settings import SettingField, SidecarSettings, Sources, list_settings, read_settings, show_settings
 
@@ -31,28 +30,15 @@ if TYPE_CHECKING:
 
 Function = Callable[..., Any]
 
-METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "FILE"}
-
-
-def setting_options(function: Function) -> Function:
-    """A flag for every setting of a sidecar."""
-    for field in reversed(list_settings(SidecarSettings)):
-        function = _setting_option(field)(function)
-    return function
-
-
-def _setting_option(field: SettingField) -> Callable[[Function], Function]:
-    """Values stay text: `read_settings` parses and refuses them as it does those of a file or the environment."""
-    allowed = f"; {field.allowed}" if field.allowed and field.kind is not bool else ""
-    text = f"{field.meaning[0].upper()}{field.meaning[1:]} [default: {field.show(field.default)}{allowed}]"
-    if field.kind is bool:
-        return click.option(f"{field.flag}/--no-{field.flag[2:]}", field.name, default=None, help=text)
-    return click.option(field.flag, field.name, default=None, metavar=METAVARS[field.kind], help=text)
-
 
 @click.command()
 @click.argument("engine")
-@click.option("--model", type=FOLDER, help="Checkpoint folder; every engine but fake needs one.")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    metavar="DIR|HF-ID",
+    help="Checkpoint folder, or hub id of a model in this machine's hub cache; every engine but fake needs one.",
+)
 @click.option("--spec", help="What the fake engine does: name=value joined by commas.")
 @click.option("--tokenizer", type=FOLDER, help="Folder of the tokenizer, where it is not the model's own.")
 @click.option("--model-id", default="", help="Name of the model in answers; default: the folder's.")
@@ -64,7 +50,7 @@ def _setting_option(field: SettingField) -> Callable[[Function], Function]:
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="TOML file of settings.")
 @click.option("--print-config", is_flag=True, help="Show every setting with its source, and end.")
 @click.option("--stop-with-stdin", is_flag=True, help="Stop when standard input ends: for a parent that may be killed.")
-@setting_options
+@setting_options(SidecarSettings)
 @command_options
 def serve(
     engine: str, config: Path | None, print_config: bool, stop_with_stdin: bool, as_json: bool, **given: Any
@@ -74,13 +60,15 @@ def serve(
     Prints `listening on HOST:PORT` on standard output when it is ready. SIGTERM or Ctrl-C lets running calls end
     first; a second one stops at once.
     """
-    flags = {field.name: given.pop(field.name) for field in list_settings(SidecarSettings)}
+    flags = pop_flags(SidecarSettings, given)
     settings, sources = read_settings(SidecarSettings, file=config, environ=os.environ, flags=flags)
     if print_config:
         click.echo(_config_to_json(settings, sources) if as_json else show_settings(settings, sources))
         return
     if stop_with_stdin:
-        threading.Thread(target=_stop_with_stdin, name="dualtrace-stdin", daemon=True).start()
+        from dualtrace.listening import stop_with_stdin as watch_stdin
+
+        watch_stdin()
     _run(engine, settings, as_json, **given)
 
 
@@ -92,15 +80,20 @@ def _run(
 
     from dualtrace.engine import EngineSettings
     from dualtrace.metrics import Metrics
+    from dualtrace.models.hub_cache import find_model
     from dualtrace.server import serve as serve_scorer
 
     if model is None and name != "fake":
-        message = f"the engine {name} needs --model DIR; `dualtrace model tiny DIR` makes a small one"
+        message = f"the engine {name} needs --model DIR or HF-ID; `dualtrace model tiny DIR` makes a small one"
         raise InvalidArgument(Reason.MISSING, message, field="--model")
     if adapters and name == "fake":
         message = "the fake engine has no weights that an adapter could change; leave --adapter out"
         raise InvalidArgument(Reason.CONFLICT, message, field="--adapter")
     metrics = Metrics()
+    if model is not None:
+        found = find_model(model, engine_options["revision"])
+        model, engine_options["revision"] = found.directory, found.revision
+        engine_options["model_id"] = engine_options["model_id"] or found.model_id
     engine_settings = EngineSettings(
         model=model or Path(),
         threads=settings.threads,
@@ -122,6 +115,7 @@ def load_scorer(
     from dualtrace.engine_registry import find_engine
     from dualtrace.engine_scorer import EngineScorer
     from dualtrace.fake import fake_tokenizer
+    from dualtrace.preparing import warm_up
     from dualtrace.tokens import Tokenizer
 
     load = find_engine(name)
@@ -130,6 +124,8 @@ def load_scorer(
     words = fake_tokenizer() if tokenizer is None else Tokenizer.from_directory(tokenizer)
     engine = load(engine_settings)
     click.echo(f"loaded in {time.monotonic() - begun:.1f} s", err=True)
+    if settings.warm_up:
+        warm_up(engine, metrics, lambda message: click.echo(message, err=True))
     known = engine.card.provenance
     metrics.describe_build(version=__version__, framework=known.framework, dtype=known.dtype)
     parts = apportion(settings, engine.card.max_positions)
@@ -193,10 +189,3 @@ def _config_to_json(settings: SidecarSettings, sources: Sources) -> str:
 
 def _plain(field: SettingField, value: Any) -> Any:
     return field.show(value) if field.secret or isinstance(value, Path) else value
-
-
-def _stop_with_stdin() -> None:
-    """Whoever started us holds the other end; when that goes, in whatever way, so do we."""
-    while os.read(0, 4096):  # not sys.stdin: a thread inside a buffered read spoils the interpreter's end
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -229,9 +229,12 @@ def test_nothing_is_coloured_where_nobody_looks() -> None:
     assert b"\x1b" not in call("rolling", "fake:", "--text", "one two").stdout
 
 
+QUICK_ENGINES = ("--engines", "reference,reference")
+
+
 def demo_group(processes: Processes) -> tuple[Process, list[int]]:
-    """A demo whose sidecar runs; the sidecar's process group."""
-    demo = processes.start([*DUALTRACE, "demo", "--model", tiny_model()], name="demo")
+    """A demo whose sidecars run; their process groups."""
+    demo = processes.start([*DUALTRACE, "demo", "--model", tiny_model(), *QUICK_ENGINES], name="demo")
     children: list[int] = []
 
     def found() -> bool:
@@ -253,19 +256,20 @@ def parent_of(entry: Path) -> int:
         return 0
 
 
-def test_the_demo_scores_through_a_real_sidecar_and_ends_it() -> None:
-    done = call("demo", "--model", tiny_model(), timeout=60)
+def test_the_demo_compares_over_real_processes_and_ends_them() -> None:
+    done = call("demo", "--model", tiny_model(), *QUICK_ENGINES, timeout=60)
     assert done.returncode == 0, done.stderr
-    for word in ("logprob", "perplexity", "beyond these", "What was seen", "The model prefers"):
+    for word in ("verdict: PASS", "verdict: FAIL", "name: capitals", "PASS  capitals", "where the second document"):
         assert word.encode() in done.stdout
-    assert b"has been stopped" in done.stderr
+    assert b"have been stopped" in done.stderr
 
 
-def test_the_demo_as_json_holds_three_runs() -> None:
-    found = call_json("demo", "--model", tiny_model())
-    kinds = [read_run(json.dumps(run)).question.kind.value for run in found["runs"]]
-    assert kinds == ["ROLLING_LOGPROB", "NEXT_TOKEN_DIST", "LOGPROB"]
-    assert all(run["target"].startswith("grpc://") for run in found["runs"])
+def test_the_demo_as_json_holds_its_reports_and_its_case(tmp_path: Path) -> None:
+    saved = tmp_path / "capitals.yaml"
+    found = call_json("demo", "--model", tiny_model(), *QUICK_ENGINES, "--save", saved)
+    assert [report["verdict"] for report in found["comparisons"]] == ["PASS", "FAIL"]
+    assert found["case_report"]["verdict"] == "PASS"
+    assert saved.read_text() == found["case"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -279,7 +283,7 @@ def test_a_demo_that_is_ended_leaves_no_sidecar_behind(processes: Processes, num
 
 
 def test_a_demo_without_a_usable_model_says_what_the_sidecar_said(tmp_path: Path) -> None:
-    done = call("demo", "--model", tmp_path)
+    done = call("demo", "--model", tmp_path, *QUICK_ENGINES)
     assert done.returncode == 3
     assert b"ended before it was ready" in done.stderr
     assert b"Traceback" not in done.stderr

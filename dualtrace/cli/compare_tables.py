@@ -1,0 +1,301 @@
+"""A comparison as tables for people: token by token, candidate by candidate, label by label.
+
+Pure: reports and pairs in, rich renderables out. Colour only repeats what a word says already, and everything that came
+from elsewhere passes through `visible` first. It must not know targets, terminals or how the sides were asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.rule import Rule
+from rich.table import Column, Table
+from rich.text import Text
+
+from dualtrace.cli.compare_findings import (
+    difference_tables,
+    gates_table,
+    sides_table,
+    summary_table,
+    tolerance_line,
+    unused_gates_line,
+    verdict_lines,
+)
+from dualtrace.cli.pair_book import ItemPairs, PairBook
+from dualtrace.cli.tables import ABSENT, count, describe_input, figures, pairs_table, piece, pieces, plain_table
+from dualtrace.cli.trace_plot import plot_traces
+from dualtrace.cli.visible import show_piece
+from dualtrace.compare.events import IdMismatch
+from dualtrace.compare.figures import DistributionReport, LabelReport
+from dualtrace.compare.pass_rule import TokenStatus
+from dualtrace.compare.report import CompareReport
+from dualtrace.questions.asked import (
+    Input,
+    LogprobQuestion,
+    MaskedForwardQuestion,
+    NextTokenQuestion,
+    RollingQuestion,
+    ScoreQuestion,
+)
+
+SHOW_ALL_UP_TO = 64  # tokens of one item
+AROUND = 8  # tokens shown on either side of the first divergence
+WORST = 8  # tokens shown because they are farthest apart
+TABLES_UP_TO = 8  # items that get a table of their own; of more, those that differ come first
+
+STATUS_STYLE = {
+    TokenStatus.MATCH: "green",
+    TokenStatus.MISMATCH: "bold red",
+    TokenStatus.ID_MISMATCH: "bold red",
+    TokenStatus.UNSCORED: "dim",
+    TokenStatus.NOT_KEPT: "dim",
+    TokenStatus.UNAVAILABLE: "yellow",
+}
+STATUS_WORD = {
+    TokenStatus.MATCH: "ok",
+    TokenStatus.MISMATCH: "DIFFERS",
+    TokenStatus.ID_MISMATCH: "OTHER ID",
+    TokenStatus.UNSCORED: "unscored",
+    TokenStatus.NOT_KEPT: "not kept",
+    TokenStatus.UNAVAILABLE: "unavailable",
+}
+BAD = {TokenStatus.MISMATCH, TokenStatus.ID_MISMATCH}
+
+
+def render_comparison(
+    report: CompareReport, book: PairBook, width: int, *, all_tokens: bool
+) -> Iterator[RenderableType]:
+    """Everything, in the order in which a reader asks."""
+    yield sides_table(report)
+    yield from difference_tables(report.provenance_differences)
+    yield Text("")
+    yield tolerance_line(report)
+    yield from item_tables(report, book, width, all_tokens=all_tokens)
+    for line in report.distributions:
+        yield from distribution_tables(line, item_label(report, line.item), width)
+    if report.labels:
+        yield Text("")
+        yield labels_table(report)
+    if report.tokens is not None and report.tokens.aligned_count:
+        yield Text("")
+        yield summary_table(report.tokens)
+    yield Text("")
+    yield gates_table(report.gates)
+    yield from unused_gates_line(report.gates)
+    yield Text("")
+    yield from verdict_lines(report)
+
+
+def item_tables(report: CompareReport, book: PairBook, width: int, *, all_tokens: bool) -> Iterator[RenderableType]:
+    shown = choose_items(book)
+    for item in shown:
+        pairs = book.items[item]
+        yield Text("")
+        if len(book.items) > 1:
+            yield Text(f"item {item}: {item_label(report, item)}", "bold")
+        yield token_table(pairs, width, all_tokens=all_tokens)
+        if pairs.id_mismatch is not None:
+            yield id_mismatch_line(pairs.id_mismatch)
+        plot = plot_traces(pairs, width)
+        if plot:
+            yield Text("")
+            yield from plot
+    if len(shown) < len(book.items):
+        yield Text("")
+        yield Text(f"{len(book.items) - len(shown)} more items, all in agreement", "dim")
+
+
+def choose_items(book: PairBook) -> list[int]:
+    """All while they are few; of many, every one that differs, so that nothing bad is left out."""
+    if len(book.items) <= TABLES_UP_TO:
+        return sorted(book.items)
+    return [item for item in sorted(book.items) if any(status in BAD for status in book.items[item].statuses)]
+
+
+def choose_rows(pairs: ItemPairs, *, all_tokens: bool) -> list[int]:
+    """Places to show: all of a short text; of a long one the first divergence with what is round it, and the worst."""
+    total = len(pairs)
+    if all_tokens or total <= SHOW_ALL_UP_TO:
+        return list(range(total))
+    centre = next((place for place, status in enumerate(pairs.statuses) if status in BAD), None)
+    chosen = set(range(AROUND)) if centre is None else set(range(centre - AROUND, centre + AROUND + 1))
+    ranked = sorted(
+        (place for place in range(total) if pairs.delta(place) is not None), key=lambda p: -_distance(pairs, p)
+    )
+    return sorted(place for place in chosen | set(ranked[:WORST]) if 0 <= place < total)
+
+
+def _distance(pairs: ItemPairs, place: int) -> float:
+    delta = pairs.delta(place)
+    return 0.0 if delta is None else math.inf if math.isnan(delta) else abs(delta)
+
+
+def token_table(pairs: ItemPairs, width: int, *, all_tokens: bool) -> Table:
+    """A line a token; a clear line before the first one out of tolerance, and one for what is left out."""
+    has_ids = any(token_id >= 0 for token_id in pairs.token_ids)
+    columns = [figures("#"), *([figures("id")] if has_ids else []), _pieces(pairs.pieces, width)]
+    columns += [figures(name) for name in ("left", "right", "right-left", "rank")]
+    columns += [Column("status", no_wrap=True)]
+    table = plain_table(columns)
+    rows = choose_rows(pairs, all_tokens=all_tokens)
+    before = -1
+    for place in rows:
+        if place > before + 1:
+            _add_gap(table, pairs, before + 1, place)
+        is_first = pairs.divergence is not None and pairs.indices[place] == pairs.divergence.index
+        if is_first:
+            table.add_row(*(Rule(characters="━", style="bold red") for _ in columns))
+        _add_row(table, pairs, place, has_ids, is_first=is_first)
+        before = place
+    if before + 1 < len(pairs):
+        _add_gap(table, pairs, before + 1, len(pairs))
+    return table
+
+
+def _pieces(found: Sequence[bytes | None], width: int) -> Column:
+    """Never narrower than short pieces are long: a word cut into letters is unreadable."""
+    column = pieces("piece", width)
+    column.min_width = min(12, max((len(show_piece(own)) for own in found if own is not None), default=1))
+    return column
+
+
+def _add_gap(table: Table, pairs: ItemPairs, start: int, stop: int) -> None:
+    cells = [Text("") for _ in table.columns]
+    cells[0], cells[-1] = Text("⋮", "dim"), Text(_skipped(pairs, start, stop), "dim")
+    table.add_row(*cells)
+
+
+def _skipped(pairs: ItemPairs, start: int, stop: int) -> str:
+    bad = sum(status in BAD for status in pairs.statuses[start:stop])
+    return f"{stop - start} more" + (f", {bad} bad" if bad else "")
+
+
+def _add_row(table: Table, pairs: ItemPairs, place: int, has_ids: bool, *, is_first: bool) -> None:
+    status = pairs.statuses[place]
+    style = STATUS_STYLE[status]
+    delta = pairs.delta(place)
+    token_id = pairs.token_ids[place]
+    cells = [count(pairs.indices[place])]
+    cells += [count(token_id if token_id >= 0 else None)] if has_ids else []
+    cells += [
+        Text(ABSENT) if pairs.pieces[place] is None else piece(pairs.pieces[place], style if status in BAD else "")
+    ]
+    cells += [value_text(pairs.left_logprobs[place]), value_text(pairs.right_logprobs[place])]
+    cells += [delta_text(delta, style if status in BAD else "dim")]
+    cells += [rank_text(pairs.left_ranks[place], pairs.right_ranks[place])]
+    table.add_row(*cells, Text(STATUS_WORD[status] + (" ◀ first" if is_first else ""), style))
+
+
+def value_text(value: float | None) -> Text:
+    return Text(ABSENT if value is None else f"{value:.5f}")
+
+
+def delta_text(delta: float | None, style: str = "") -> Text:
+    if delta is None:
+        return Text(ABSENT, "dim")
+    return Text("0" if delta == 0 else f"{delta:+.2e}", style)
+
+
+def rank_text(left: int | None, right: int | None) -> Text:
+    if left is None or right is None:
+        known = left if right is None else right
+        return Text(ABSENT if known is None else str(known), "dim")
+    return Text(str(left)) if left == right else Text(f"{left}→{right}", "yellow")
+
+
+def id_mismatch_line(found: IdMismatch) -> Text:
+    def told(token_id: int | None, own: bytes | None) -> str:
+        return (
+            "no token" if token_id is None else f"id {token_id} {show_piece(own) if own is not None else ''}".rstrip()
+        )
+
+    left, right = told(found.left_id, found.left_piece), told(found.right_id, found.right_piece)
+    return Text(f"the sides read different tokens from token {found.index} on: left {left}, right {right}", "bold red")
+
+
+def distribution_tables(line: DistributionReport, label: str, width: int) -> Iterator[RenderableType]:
+    yield Text("")
+    yield Text(f"after {label}", "bold").append(f"  {STATUS_WORD[line.status]}", STATUS_STYLE[line.status])
+    if not line.token_ids:
+        return
+    table = plain_table(
+        [figures("id"), pieces("piece", width), figures("left"), figures("right"), figures("right-left")]
+    )
+    for place, token_id in enumerate(line.token_ids):
+        left, right = line.left_logprobs[place], line.right_logprobs[place]
+        own = None if line.tokens is None else line.tokens[place]
+        shown = Text(ABSENT) if own is None else piece(own)
+        table.add_row(count(token_id), shown, value_text(left), value_text(right), delta_text(right - left))
+    yield table
+    yield Text("")
+    yield pairs_table(
+        [
+            ("largest |Δ|", Text(ABSENT if line.max_abs_diff is None else f"{line.max_abs_diff:.3g} nats")),
+            ("most likely", Text(_agreement(line.top1_agrees))),
+            ("KL(left||right)", _bound(line.kl_left_right_lower)),
+            ("KL(right||left)", _bound(line.kl_right_left_lower)),
+            ("Jensen-Shannon", Text(_between(line.js_lower, line.js_upper))),
+        ]
+    )
+
+
+def _agreement(agrees: bool | None) -> str:
+    return ABSENT if agrees is None else "the same on both sides" if agrees else "another token on either side"
+
+
+def _bound(lower: float | None) -> Text:
+    return Text(ABSENT if lower is None else f"at least {lower:.3g} nats")
+
+
+def _between(lower: float | None, upper: float | None) -> str:
+    return ABSENT if lower is None or upper is None else f"{lower:.3g} to {upper:.3g} nats"
+
+
+def labels_table(report: CompareReport) -> Table:
+    columns = [figures("item"), Column("text", overflow="fold", max_width=32)]
+    columns += [figures(name) for name in ("label", "left", "right", "right-left")]
+    table = plain_table([*columns, Column("status", no_wrap=True)])
+    for line in report.labels:
+        _add_labels(table, line, item_label(report, line.item))
+    return table
+
+
+def _add_labels(table: Table, line: LabelReport, label: str) -> None:
+    word, style = STATUS_WORD[line.status], STATUS_STYLE[line.status]
+    if not line.left_scores or not line.right_scores:
+        blank = Text(ABSENT)
+        table.add_row(count(line.item), Text(label), blank, blank, blank, blank, Text(word, style))
+        return
+    for place, (left, right) in enumerate(zip(line.left_scores, line.right_scores, strict=True)):
+        first = place == 0
+        table.add_row(
+            count(line.item) if first else Text(""),
+            Text(label if first else ""),
+            count(line.label_token_ids[place]),
+            value_text(left),
+            value_text(right),
+            delta_text(right - left),
+            Text(word if first else "", style),
+        )
+
+
+def item_label(report: CompareReport, item: int) -> str:
+    """What the item is, in a few characters."""
+    question = report.question
+    inputs: Sequence[Input]
+    match question:
+        case LogprobQuestion():
+            inputs = [one.completion for one in question.items]
+        case RollingQuestion():
+            inputs = question.inputs
+        case NextTokenQuestion():
+            inputs = question.prompts
+        case ScoreQuestion():
+            inputs = question.items
+        case MaskedForwardQuestion():
+            inputs = [question.input]
+        case _:
+            inputs = ()
+    return describe_input(inputs[item]) if item < len(inputs) else str(item)
