@@ -85,7 +85,9 @@ async def _run_one(
             _refuse_mixed(one.case)
             report, comparison_id = await _run_there(one, client, timeout_seconds, tell)
         else:
-            report = await _run_here(one, doors, timeout_seconds, tell)
+            left, right = [await _live(side, doors, timeout_seconds) for side in (one.case.left, one.case.right)]
+            begun = time.monotonic()  # an engine that was still loading is no part of the case
+            report = await _run_here(one, left, right, tell)
     except Problem as caught:
         problem = caught
     seconds = time.monotonic() - begun
@@ -102,9 +104,8 @@ def _refuse_mixed(case: Case) -> None:
             raise InvalidArgument(Reason.CONFLICT, message, field=f"{case.name}.{name}")
 
 
-async def _run_here(one: Planned, doors: Doors, timeout_seconds: float | None, tell: Tell) -> CompareReport:
+async def _run_here(one: Planned, left: LiveSide, right: LiveSide, tell: Tell) -> CompareReport:
     case = one.case
-    left, right = [await _live(side, doors, timeout_seconds) for side in (case.left, case.right)]
     comparison = Comparison(
         case.question, left, right, CompareOptions(case.tolerance, case.policy, reproduce=one.reproduce)
     )

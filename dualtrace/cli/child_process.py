@@ -50,6 +50,10 @@ class ChildProcess:
         return self._child.pid
 
     @property
+    def age_seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    @property
     def has_ended(self) -> bool:
         return self._child.poll() is not None
 

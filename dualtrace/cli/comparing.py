@@ -127,8 +127,8 @@ def compare_by_coordinator(sides: SidesAsked, asked: QuestionAsked, wanted: Want
     )
     with waiting(f"asking the coordinator at {sides.left.coordinator}") as tell:
         judged = asyncio.run(_ask_coordinator(plan, sides, tell))
-    report = judged.report if judged.report.reproduce else replace(judged.report, reproduce=command)
-    return replace(judged, report=report)
+    # The document says how to ask by stored run; shown is the command of this very call, which names the coordinator.
+    return replace(judged, report=replace(judged.report, reproduce=command))
 
 
 def _side_spec(side: SideAsked) -> SideSpec:

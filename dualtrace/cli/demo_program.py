@@ -142,7 +142,7 @@ def _find_isolation(seen: Seen, report: CompareReport) -> Iterator[str]:
 
 def _engine(report: CompareReport, side: str) -> str:
     known = getattr(report, side).provenance
-    return "?" if known is None else f"{known.framework} {known.framework_version}"
+    return "?" if known is None else f"{known.framework} in {known.dtype}"
 
 
 def seen_to_json(seen: Seen) -> dict[str, Any]:

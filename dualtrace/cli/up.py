@@ -5,7 +5,6 @@ It knows which processes there are and in what order they start and end. It must
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import signal
 import sys
@@ -13,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,9 +80,7 @@ def up(engines: str | None, port: int, http_port: int, data: Path | None, as_jso
 def _choose(engines: str | None) -> tuple[str, ...]:
     """The engines asked for, or the installed ones."""
     if engines is None:
-        found = tuple(
-            name for name, modules in NEEDS.items() if all(importlib.util.find_spec(module) for module in modules)
-        )
+        found = tuple(name for name, modules in NEEDS.items() if all(find_spec(module) for module in modules))
         if not found:
             message = (
                 "neither torch nor jax is installed: pip install 'dualtrace[torch,jax]', or name --engines reference"
@@ -144,10 +142,9 @@ def _start_coordinator(
 
 
 def _await(child: ChildProcess, ready: Any, tell: Tell) -> Any:
-    begun = time.monotonic()
     tell(f"waiting for the {child.name}")
     found = ready()
-    click.echo(f"the {child.name} is ready after {time.monotonic() - begun:.1f} s (process {child.pid})", err=True)
+    click.echo(f"the {child.name} is ready after {child.age_seconds:.1f} s (process {child.pid})", err=True)
     return found
 
 

@@ -163,9 +163,9 @@ def test_an_engine_that_cannot_start_is_a_failed_side_with_its_own_words(tmp_pat
 
 def test_a_full_queue_is_the_failure_of_that_side_alone(processes: Processes) -> None:
     _left, left = serve(processes)
-    more = ("--queue-limit", "1", "--metrics-port", "0", "--chunk-tokens", "1", "--batch-tokens", "300")
+    more = ("--queue-limit", "1", "--metrics-port", "0", "--chunk-tokens", "1", "--batch-tokens", "600")
     right, right_target = serve(processes, SLOW, *more)
-    ask = [*DUALTRACE, "rolling", right_target, *IDS, "--json"]
+    ask = [*DUALTRACE, "rolling", right_target, "--ids", ",".join(["5"] * 600)]  # too long to pass another one
     processes.start(ask, name="running")
     assert wait_until(lambda: count_steps(right) > 0, 20)
     processes.start(ask, name="waiting")

@@ -166,6 +166,23 @@ def test_a_run_that_was_saved_is_a_target_without_any_coordinator(house: House, 
     assert "first divergence at token 4" in result.stdout
 
 
+def test_a_stored_run_is_a_side_beside_a_side_that_no_coordinator_knows(house: House, tmp_path: Path) -> None:
+    run_id = house.read("run", "start", "backend:plain", "--text", TEXT)["run_id"]
+    case = case_text("stored", f"run:{run_id}", f"grpc://{address_of(house.sidecars['bent'])}")
+    result = house.run("case", "run", write_case_file(tmp_path, case.replace("]}}", "], top_k: 2}}")))
+    assert result.exit_code == 1, result.output
+    assert "first divergence at token 4" in result.stdout
+
+
+def test_a_kept_case_that_takes_too_long_is_stopped(house: House, tmp_path: Path) -> None:
+    text = case_text("slow", "backend:plain", "backend:slow", tags="slow", text=LONG)
+    house.read("case", "create", write_case_file(tmp_path, text))
+    result = house.run("case", "run", "--name", "slow", "--timeout", "1")
+    assert result.exit_code == 3, result.output
+    assert "took more than 1 s" in result.stdout
+    assert wait_until(lambda: is_at_rest(house.sidecars["slow"]), GONE_BY)
+
+
 def test_raw_bytes_of_a_run_can_be_had(house: House, tmp_path: Path) -> None:
     run_id = house.read("run", "start", "backend:plain", "--text", "The capital of raw")["run_id"]
     house.read("run", "export", run_id, tmp_path / "request.bin", "--raw", "request")

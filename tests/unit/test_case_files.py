@@ -313,3 +313,17 @@ def test_a_score_question_keeps_its_labels_apart() -> None:
     question = read_one(text).question
     assert isinstance(question, ScoreQuestion)
     assert (question.labels, question.item_labels) == (None, ((1,), (2, 3)))
+
+
+def test_the_examples_are_cases() -> None:
+    assert len(read_cases(Path(__file__).parents[2] / "examples" / "cases")) >= 3
+
+
+def test_the_page_about_cases_shows_one_that_can_be_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cases.md").read_text(encoding="utf-8")
+    shown = [block.split("```")[0] for block in page.split("```yaml\n")[1:]]
+    assert [case.name for text in shown for case, _ in read_case_text(text, "docs/cases.md.yaml")] == [
+        "capitals",
+        "a",
+        "b",
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -21,6 +21,7 @@ from dualtrace.cli.up import NEEDS, _choose
 from tests.support.processes import Process, Processes, wait_until
 
 SECONDS = 60.0
+UP_MODULE = importlib.import_module("dualtrace.cli.up")  # its name in the package is the command
 UP = [sys.executable, "-m", "dualtrace.cli", "up"]
 
 
@@ -125,11 +126,11 @@ def test_what_cannot_work_is_refused_before_anything_starts(wrong: list[str]) ->
 
 
 def test_the_installed_engines_are_started_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jax" else name)
+    monkeypatch.setattr(UP_MODULE, "find_spec", lambda name: None if name == "jax" else name)
     assert _choose(None) == ("torch",)
 
 
 def test_without_an_installed_engine_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(UP_MODULE, "find_spec", lambda _name: None)
     result = CliRunner().invoke(main, ["up", "--model", "."])
     assert (result.exit_code, all(name in result.output for name in NEEDS)) == (2, True)

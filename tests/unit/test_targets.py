@@ -206,3 +206,23 @@ async def test_a_torch_target_answers_as_the_reference_does() -> None:
         assert isinstance(outcome, NextTokens)
         found.append(outcome.top_ids.tolist())
     assert found[0] == found[1]
+
+
+def test_a_json_file_that_exists_is_a_stored_run_and_another_is_no_target(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text("{}")
+    assert parse_target(str(file)) == Target("file", str(file))
+    assert str(parse_target(str(file))) == str(file)
+    with pytest.raises(InvalidArgument, match="no such file"):
+        parse_target(str(tmp_path / "other.json"))
+
+
+@pytest.mark.parametrize("text", ["run:run-1", "backend:torch"])
+async def test_what_a_coordinator_keeps_needs_its_name(text: str) -> None:
+    with pytest.raises(InvalidArgument):
+        await open_target(parse_target(text), TargetOptions())
+
+
+def test_only_engines_over_a_checkpoint_are_engines() -> None:
+    texts = ("reference:m", "fake:", "py:a:b", "grpc://h:1", "run:a", "backend:a")
+    assert [parse_target(text).kind for text in texts if parse_target(text).is_engine] == ["reference"]
