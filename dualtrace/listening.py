@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import os
 import signal
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -171,8 +172,19 @@ def read_credentials(tls: TlsSettings) -> grpc.ServerCredentials | None:
         message = "TLS needs both a certificate and its key"
         raise InvalidArgument(Reason.CONFLICT, message, field="tls_certificate" if certificate is None else "tls_key")
     pair = (_read(key, "tls_key"), _read(certificate, "tls_certificate"))
+    _check_pair(certificate, key)
     ca = None if client_ca is None else _read(client_ca, "tls_client_ca")
     return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    """gRPC itself would only say that it cannot take the port."""
+    try:
+        # An encrypted key must not make a server ask its terminal for the password.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as error:
+        message = f"{certificate} and {key} are no certificate with its own, unencrypted key in PEM form: {error}"
+        raise InvalidArgument(Reason.MALFORMED, message, field="tls_certificate") from error
 
 
 def _read(file: Path, field: str) -> bytes:
