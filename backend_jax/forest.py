@@ -7,7 +7,7 @@ reads and liveness. It must not know arrays on devices beyond what the runner ha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -246,6 +246,9 @@ class Forest:
                 if part.start <= row < part.stop:
                     self._rows_kept[part.segment, row] = hidden[row - part.start].copy()
             pending.append(self._pend(part.segment, part.start, part.stop, part.size, (part, hidden, ran)))
+        if pending:
+            padded = ran.shape.pasts * ran.shape.rows * ran.shape.tokens - sum(part.size for part in parts)
+            pending[0] = (replace(pending[0][0], padded_tokens=padded), *pending[0][1:])
         yield from self._emit(pending)
 
     def _pend(

@@ -55,6 +55,7 @@ class Call:
         self.step_tokens = 0
         self.batches = 0
         self.buckets: set[str] = set()
+        self.padded_tokens = 0
         self._left = [work_of(row) for row in rows]  # per row: rows still to be read and to be counted
         self._produced_bytes = 0
         # Written by the event loop only.

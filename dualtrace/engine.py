@@ -163,6 +163,7 @@ class Readout:
     # that is only a prefix is reported too when it has a mask, for its children's receipts.
     counts: Counts | None = None
     delta_modules: tuple[str, ...] | None = None  # modules that got an adapter's delta; None for plain views
+    padded_tokens: int = 0  # token places that ran empty; of a call for several segments, told by one readout
     bucket: str = ""  # padded shape of the call that ran it, "8x128"; empty when the engine does not pad
 
 

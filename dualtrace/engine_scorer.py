@@ -268,6 +268,7 @@ class EngineScorer:
             step_tokens=stats.step_tokens,
             deterministic=deterministic,
             buckets=tuple(sorted(stats.buckets)),
+            padded_tokens=stats.padded_tokens,
             server_version=__version__,
         )
 

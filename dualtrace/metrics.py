@@ -83,6 +83,9 @@ class Metrics(ProcessMetrics):
             "Tokens that were asked and not run, for a shared prefix held them.",
             registry=registry,
         )
+        self.padded_tokens = Counter(
+            "dualtrace_padded_tokens", "Token places that ran empty, to reach a bucket's size.", registry=registry
+        )
         self.scored_tokens = Counter("dualtrace_scored_tokens", "Tokens whose logprob was answered.", registry=registry)
         self.batch_rows = Histogram(
             "dualtrace_batch_rows", "Segments in one batch.", buckets=BATCH_ROWS, registry=registry

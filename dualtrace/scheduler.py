@@ -285,12 +285,14 @@ class Scheduler:
         inboxes: dict[Call, list[Delivery]] = {}
         for readout in step:
             self._metrics.computed_tokens.inc(readout.computed_tokens)
+            self._metrics.padded_tokens.inc(readout.padded_tokens)
             row = layout.row_of_segment[readout.segment]
             if readout.bucket:
                 for user in layout.wanted_by[readout.segment]:
                     picked[user].call.buckets.add(readout.bucket)
             payer = picked[layout.wanted_by[readout.segment][0] if row is None else row].call
             payer.computed_tokens += readout.computed_tokens
+            payer.padded_tokens += readout.padded_tokens
             if row is not None:
                 payer.step_tokens = max(payer.step_tokens, _partial_tokens(readout, payer.rows[picked[row].row]))
             # A prefix's mask counts are part of the receipt of every row that stands on it.

@@ -33,6 +33,7 @@ class Execution:
     step_tokens: int = 0
     deterministic: bool = False
     buckets: tuple[str, ...] = ()
+    padded_tokens: int = 0
     server_version: str = ""
 
 

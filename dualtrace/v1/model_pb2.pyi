@@ -350,6 +350,7 @@ class Execution(_message.Message):
     DETERMINISTIC_FIELD_NUMBER: _builtins.int
     BUCKETS_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
+    PADDED_TOKENS_FIELD_NUMBER: _builtins.int
     queue_seconds: _builtins.float
     """Waiting for the engine, in seconds, of the row that waited longest."""
     tokenize_seconds: _builtins.float
@@ -370,6 +371,8 @@ class Execution(_message.Message):
     """Whether the call ran in deterministic mode."""
     server_version: _builtins.str
     """Version of the dualtrace package that served."""
+    padded_tokens: _builtins.int
+    """Token places that ran empty to reach a padded shape; of a batch for several calls, told to one of them."""
     @_builtins.property
     def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Padded shapes that were used, "8x128". Empty when the engine does not pad."""
@@ -388,10 +391,11 @@ class Execution(_message.Message):
         deterministic: _builtins.bool = ...,
         buckets: _abc.Iterable[_builtins.str] | None = ...,
         server_version: _builtins.str = ...,
+        padded_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "buckets", b"buckets", "compute_seconds", b"compute_seconds", "computed_tokens", b"computed_tokens", "deterministic", b"deterministic", "queue_seconds", b"queue_seconds", "server_version", b"server_version", "shared_tokens", b"shared_tokens", "step_tokens", b"step_tokens", "tokenize_seconds", b"tokenize_seconds", "total_seconds", b"total_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "buckets", b"buckets", "compute_seconds", b"compute_seconds", "computed_tokens", b"computed_tokens", "deterministic", b"deterministic", "padded_tokens", b"padded_tokens", "queue_seconds", b"queue_seconds", "server_version", b"server_version", "shared_tokens", b"shared_tokens", "step_tokens", b"step_tokens", "tokenize_seconds", b"tokenize_seconds", "total_seconds", b"total_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -154,6 +154,7 @@ def execution_to_pb(execution: Execution) -> pb.Execution:
         step_tokens=execution.step_tokens,
         deterministic=execution.deterministic,
         buckets=execution.buckets,
+        padded_tokens=execution.padded_tokens,
         server_version=execution.server_version,
     )
 
@@ -170,5 +171,6 @@ def execution_from_pb(message: pb.Execution) -> Execution:
         step_tokens=message.step_tokens,
         deterministic=message.deterministic,
         buckets=tuple(message.buckets),
+        padded_tokens=message.padded_tokens,
         server_version=message.server_version,
     )

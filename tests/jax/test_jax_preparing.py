@@ -217,6 +217,19 @@ async def test_an_answer_names_the_padded_shapes_it_ran_in(engine: JaxEngine) ->
     assert ticket.stats.buckets == {"1x16", "1x16+64"}
 
 
+async def test_an_answer_and_the_metrics_tell_how_much_ran_empty(engine: JaxEngine) -> None:
+    metrics = Metrics()
+    scheduler = Scheduler(engine, SchedulerLimits(), metrics)
+    scheduler.start()
+    try:
+        ticket = scheduler.submit([row(STEP + 5)])
+        await drain(ticket)
+    finally:
+        await asyncio.to_thread(scheduler.close)
+    assert ticket.stats.padded_tokens == 2 * 16 - (STEP + 5)
+    assert metrics.registry.get_sample_value("dualtrace_padded_tokens_total") == ticket.stats.padded_tokens
+
+
 def test_the_card_lists_the_buckets(engine: JaxEngine) -> None:
     tokens = " ".join(map(str, token_buckets(engine.card.max_positions)))
     assert f"row_tokens {tokens}" in describe_engine(engine, None, None).buckets

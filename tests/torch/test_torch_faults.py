@@ -1,4 +1,5 @@
-"""Faults behind the whole service: each is told with its reason, the others are answered, the server lives on."""
+"""The torch engine behind the whole service: faults are told with their reason, the others are answered, the server
+lives on; and what an answer cost is told."""
 
 from __future__ import annotations
 
@@ -18,9 +19,10 @@ import pytest
 from dualtrace.checkpoint import open_checkpoint
 from dualtrace.engine import EngineSettings
 from dualtrace.engine_scorer import EngineScorer
+from dualtrace.metrics import Metrics
 from dualtrace.models.weight_file import write_weights
 from dualtrace.problems import Exhausted, Problem, Reason
-from dualtrace.questions.answers import ItemDone, ItemProblem
+from dualtrace.questions.answers import AnswerSummary, ItemDone, ItemProblem
 from dualtrace.questions.asked import PreflightQuestion, RollingQuestion
 from dualtrace.scorer import ask_one
 from dualtrace.tokens import Tokenizer
@@ -106,6 +108,29 @@ async def test_a_caller_that_leaves_stops_the_forward_within_a_step(monkeypatch:
     assert only(await all_events(scorer, RollingQuestion((SMALL,))), ItemDone)
     await scorer.close()
     assert steps == 2  # the one that ran, and the next caller's
+
+
+async def test_an_answer_and_the_metrics_tell_where_time_and_tokens_went() -> None:
+    import backend_torch
+
+    metrics = Metrics()
+
+    def count() -> dict[str, float]:
+        names = ("computed", "shared", "padded", "scored")
+        found = {name: metrics.registry.get_sample_value(f"dualtrace_{name}_tokens_total") for name in names}
+        return {name: value or 0.0 for name, value in found.items()}
+
+    engine = backend_torch.load(EngineSettings(model=tiny_model()))
+    async with connected(EngineScorer(engine, Tokenizer.from_directory(tiny_model()), metrics=metrics)) as client:
+        before = count()  # the preflight has run
+        texts = tuple(ids(*[5] * 40, last) for last in (1, 2, 3))
+        (summary,) = only(await all_events(client, RollingQuestion(texts)), AnswerSummary)
+    told = summary.execution
+    assert 0 < told.compute_seconds <= told.total_seconds
+    assert told.queue_seconds + told.tokenize_seconds <= told.total_seconds
+    assert (told.computed_tokens, told.shared_tokens, told.padded_tokens) == (40, 2 * 40, 0)  # no last token is run
+    counted = {name: value - before[name] for name, value in count().items()}
+    assert counted == {"computed": 40, "shared": 80, "padded": 0, "scored": 120}
 
 
 PLACES: dict[str, tuple[str, str]] = {
