@@ -44,11 +44,17 @@ class Sidecar:
 @contextmanager
 def sidecar(*arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Sidecar]:
     """A sidecar process on a free port. Always ended; one that cannot be had is `Missing`, with its own words."""
-    command = [sys.executable, "-m", "dualtrace.cli", "serve", *arguments, "--port", "0"]
+    command = [sys.executable, "-m", "dualtrace.cli", "serve", *arguments, "--port", "0", "--stop-with-stdin"]
     with tempfile.TemporaryFile("w+") as talk:
         begun = time.perf_counter()
+        # Its stdin closes with this process, however that ends: no sidecar is left behind.
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=talk, text=True, env={**os.environ, **(environment or {})}
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=talk,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
         try:
             assert process.stdout is not None

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dualtrace.comparing.tokenized_question import inputs_of
 from dualtrace.engine import ModelProvenance
 from dualtrace.engine_scorer import EngineScorer
 from dualtrace.fake import FakeEngine, FakeSpec, fake_tokenizer
@@ -28,11 +29,10 @@ from dualtrace.questions.asked import (
     ScoreQuestion,
     TokenizeQuestion,
 )
-from dualtrace.run_collector import RunCollector
-from dualtrace.runs import AskedQuestion, Run, TokenizedEntry, store_problem
+from dualtrace.runs.collector import RunCollector
+from dualtrace.runs.run import AskedQuestion, Run, TokenizedEntry, store_problem
+from dualtrace.runs.stored_scorer import StoredScorer
 from dualtrace.scorer import Scorer
-from dualtrace.stored_scorer import StoredScorer
-from dualtrace.tokenized_question import inputs_of
 
 MAX_CONCURRENCY = 256
 MAX_FAKE_VOCABULARY = 1_000_000

@@ -19,11 +19,11 @@ from coordinator.store import Store, new_comparison_id, new_run_id
 from dualtrace.compare.events import CompareEvent, SideFailed
 from dualtrace.compare.report import BenchmarkReport, CompareReport, report_to_text
 from dualtrace.compare.sides import SIDES, SideName
-from dualtrace.comparison import CompareOptions, Comparison
+from dualtrace.comparing.comparison import CompareOptions, Comparison
 from dualtrace.library import ComparePlan, ComparisonRecord
 from dualtrace.metrics import CoordinatorMetrics
 from dualtrace.problems import DeadlineExceeded, Exhausted, InvalidArgument, Reason
-from dualtrace.runs import Run
+from dualtrace.runs.run import Run
 
 SHARE_FOR_REPORT = 0.05  # of the time left: a side that is late must leave enough to judge and keep the other
 MOST_FOR_REPORT_SECONDS = 2.0

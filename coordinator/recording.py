@@ -18,7 +18,7 @@ from dualtrace.masks import json_form
 from dualtrace.questions.answers import Applied
 from dualtrace.questions.asked import TokenizeQuestion, Variant
 from dualtrace.records import to_json
-from dualtrace.runs import AskedQuestion, Run, ScoredItem, question_to_json
+from dualtrace.runs.run import AskedQuestion, Run, ScoredItem, question_to_json
 from dualtrace.tape import Tape
 
 

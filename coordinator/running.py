@@ -27,8 +27,8 @@ from dualtrace.metrics import CoordinatorMetrics
 from dualtrace.problems import FailedPrecondition, Internal, InvalidArgument, Problem, Reason, Unavailable
 from dualtrace.questions.answers import TokenChunk
 from dualtrace.questions.asked import Input, LogprobItem, LogprobQuestion, ScoreQuestion
-from dualtrace.run_collector import RunCollector
-from dualtrace.runs import AskedQuestion, Run
+from dualtrace.runs.collector import RunCollector
+from dualtrace.runs.run import AskedQuestion, Run
 from dualtrace.scorer import Scorer
 from dualtrace.tape import Tape
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from coordinator.backends import BackendBook
 from coordinator.store import Store
 from dualtrace.card import Card
-from dualtrace.comparison import LiveSide
+from dualtrace.comparing.comparison import LiveSide
 from dualtrace.library import RunRecord, SideSpec
 from dualtrace.problems import FailedPrecondition, InvalidArgument, Problem, Reason, Unavailable
 from dualtrace.questions.answers import AnswerEvent
 from dualtrace.questions.asked import Question, TokenizeQuestion, Variant
 from dualtrace.records import to_json
-from dualtrace.runs import Run
+from dualtrace.runs.run import Run
+from dualtrace.runs.stored_scorer import StoredScorer
 from dualtrace.scorer import Scorer
-from dualtrace.stored_scorer import StoredScorer
 from dualtrace.tape import Tape
 
 GRAMMAR = "backend:NAME, run:ID"

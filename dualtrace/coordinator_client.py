@@ -29,7 +29,7 @@ from dualtrace.library import (
     RunSummary,
 )
 from dualtrace.problems import Internal, Reason
-from dualtrace.run_records import read_record
+from dualtrace.runs.kept import read_record
 from dualtrace.v1 import compare_pb2, compare_pb2_grpc, library_pb2, library_pb2_grpc
 from dualtrace.wire import compare_events, jobs
 from dualtrace.wire import library as wire

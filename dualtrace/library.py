@@ -17,7 +17,7 @@ from dualtrace.compare.report import CompareReport, Verdict
 from dualtrace.compare.tolerance import Tolerance
 from dualtrace.problems import InvalidArgument, Reason
 from dualtrace.questions.asked import Variant
-from dualtrace.runs import AskedQuestion, Run, StoredProblem
+from dualtrace.runs.run import AskedQuestion, Run, StoredProblem
 
 T = TypeVar("T")
 

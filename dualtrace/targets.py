@@ -28,9 +28,9 @@ from dualtrace.engine_scorer import EngineScorer
 from dualtrace.fake import FakeEngine, fake_tokenizer, parse_spec
 from dualtrace.models.hub_cache import find_model
 from dualtrace.problems import InvalidArgument, Problem, Reason, rebuild
-from dualtrace.runs import Run, read_run
+from dualtrace.runs.run import Run, read_run
+from dualtrace.runs.stored_scorer import StoredScorer
 from dualtrace.scorer import Scorer
-from dualtrace.stored_scorer import StoredScorer
 from dualtrace.tokens import Tokenizer
 
 GRAMMAR = (

@@ -19,7 +19,7 @@ from dualtrace.compare.tolerance import Tolerance
 from dualtrace.library import Case, Page, SideSpec
 from dualtrace.problems import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Reason
 from dualtrace.records import from_json, malformed, parse_json, to_json
-from dualtrace.runs import check_version, question_to_json, read_question
+from dualtrace.runs.run import check_version, question_to_json, read_question
 
 KIND = "dualtrace.case"
 SCHEMA_VERSION = "1.0"

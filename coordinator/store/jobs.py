@@ -15,7 +15,7 @@ from coordinator.store.tables import ComparisonRow, JobEventRow, JobRow
 from dualtrace.library import Job, JobEvent, JobState, check_name
 from dualtrace.problems import AlreadyExists, FailedPrecondition, NotFound, Problem, Reason
 from dualtrace.records import from_json, parse_json, to_json
-from dualtrace.runs import StoredProblem, store_problem
+from dualtrace.runs.run import StoredProblem, store_problem
 
 _JOB = (
     JobRow.job_id, JobRow.request_id, JobRow.state, JobRow.last_sequence, JobRow.run_id, JobRow.comparison_id,

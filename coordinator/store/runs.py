@@ -18,7 +18,7 @@ from coordinator.store.rows import check_document, check_text, cut_page
 from coordinator.store.tables import RunRow
 from dualtrace.library import Page, RunMode, RunRecord, RunSummary
 from dualtrace.problems import AlreadyExists, NotFound, Reason
-from dualtrace.run_records import record_to_text
+from dualtrace.runs.kept import record_to_text
 
 _SUMMARY = (
     RunRow.run_id, RunRow.created, RunRow.mode, RunRow.target, RunRow.model_id, RunRow.framework,

@@ -34,7 +34,7 @@ from dualtrace.library import (
     RunSummary,
 )
 from dualtrace.problems import FailedPrecondition, InvalidArgument, Problem, Reason
-from dualtrace.run_records import read_record
+from dualtrace.runs.kept import read_record
 
 _TOKEN_KEY = "page_token_key"  # noqa: S105 - the name of the fact, not its value
 

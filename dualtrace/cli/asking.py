@@ -18,8 +18,8 @@ from dualtrace.cli.inputs import Ask
 from dualtrace.cli.output import Tell, put, say_nothing, show, waiting
 from dualtrace.problems import DeadlineExceeded, Problem, Reason
 from dualtrace.questions.asked import Input, TokenizeQuestion
-from dualtrace.run_collector import RunCollector
-from dualtrace.runs import AskedQuestion, Run, ScoredItem, restore_problem, run_to_text
+from dualtrace.runs.collector import RunCollector
+from dualtrace.runs.run import AskedQuestion, Run, ScoredItem, restore_problem, run_to_text
 from dualtrace.scorer import Scorer, ask_one
 from dualtrace.targets import Target, open_target, parse_target
 from dualtrace.tokens import Tokens

@@ -107,7 +107,7 @@ def _target_options(
 def _plan(
     link: Link, paths: Sequence[Path], tags: Sequence[str], names: Sequence[str], values: Sequence[str]
 ) -> tuple[Planned, ...]:
-    from dualtrace.case_targets import parse_values
+    from dualtrace.cases.targets import parse_values
 
     given = parse_values(values)
     planned = _plan_files(link, paths, names, tags, given) if paths else _plan_kept(link, tags, names)
@@ -122,8 +122,8 @@ def _plan(
 def _plan_files(
     link: Link, paths: Sequence[Path], names: Sequence[str], tags: Sequence[str], given: dict[str, str]
 ) -> tuple[Planned, ...]:
-    from dualtrace.case_files import find_cases
-    from dualtrace.case_targets import fill_case, used_names
+    from dualtrace.cases.files import find_cases
+    from dualtrace.cases.targets import fill_case, used_names
     from dualtrace.cli.case_running import Planned, write_command
 
     found = find_cases(paths)
@@ -205,9 +205,9 @@ def _show_line(ended: Ended) -> None:
 def _finish(results: Sequence[Ended], seconds: float, junit: Path | None, as_json: bool) -> None:
     from datetime import UTC, datetime, timedelta
 
+    from dualtrace.cases.junit import write_junit
     from dualtrace.cli.case_results import results_to_json, tell_sum, to_junit
     from dualtrace.cli.output import write_json
-    from dualtrace.junit import write_junit
 
     if junit is not None:
         started = datetime.now(UTC) - timedelta(seconds=seconds)

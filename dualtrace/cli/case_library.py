@@ -43,7 +43,7 @@ async def _list_all(client: CoordinatorClient, tag: str) -> tuple[Case, ...]:
 
 def case_to_json(case: Case) -> dict[str, Any]:
     """As in a file, and its revision."""
-    from dualtrace.case_files import CASE
+    from dualtrace.cases.files import CASE
 
     return {**CASE.write(case), "revision": case.revision}
 
@@ -92,7 +92,7 @@ def tell_side(side: Any) -> str:
 @link_options()
 def get_command(link: Link, name: str, as_json: bool) -> None:
     """One case, in the form of a case file."""
-    from dualtrace.case_files import write_case
+    from dualtrace.cases.files import write_case
     from dualtrace.cli.output import put, write_json
 
     case = with_coordinator(link, lambda client: client.get_case(name))
@@ -191,7 +191,7 @@ async def _import_one(client: CoordinatorClient, case: Case, kept: Case | None) 
 
 
 def _is_same(left: Case, right: Case) -> bool:
-    from dualtrace.case_files import write_case
+    from dualtrace.cases.files import write_case
 
     return write_case(left) == write_case(right)
 
@@ -203,7 +203,7 @@ def _is_same(left: Case, right: Case) -> bool:
 @link_options()
 def export_command(link: Link, directory: Path, tag: str, force: bool, as_json: bool) -> None:
     """Write the coordinator's cases to DIRECTORY, each as NAME.yaml; importing them gives the same cases."""
-    from dualtrace.case_files import write_case
+    from dualtrace.cases.files import write_case
     from dualtrace.cli.output import write_json
 
     cases = list_kept(link, tag)
@@ -224,8 +224,8 @@ def export_command(link: Link, directory: Path, tag: str, force: bool, as_json: 
 
 def read_filled(paths: Sequence[Path], values: Sequence[str]) -> tuple[Case, ...]:
     """The cases of files with their variables filled in, for a store that knows no variables."""
-    from dualtrace.case_files import find_cases
-    from dualtrace.case_targets import fill_case, needs_coordinator, parse_values
+    from dualtrace.cases.files import find_cases
+    from dualtrace.cases.targets import fill_case, needs_coordinator, parse_values
 
     known = {**os.environ, **parse_values(values)}
     cases = []

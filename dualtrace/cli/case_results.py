@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dualtrace.cases.junit import Outcome, Result
 from dualtrace.cli.exits import FAILED, UNAVAILABLE, exit_code, tell_problem
 from dualtrace.cli.visible import show_line, show_text
 from dualtrace.compare.report import CompareReport, Verdict
-from dualtrace.junit import Outcome, Result
 from dualtrace.library import Case
 from dualtrace.problems import Problem
-from dualtrace.runs import restore_problem
+from dualtrace.runs.run import restore_problem
 
 STYLES = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCOMPARABLE: "yellow", Verdict.ERROR: "red"}
 SKIPPED = "SKIPPED"

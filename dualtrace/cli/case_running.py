@@ -19,11 +19,11 @@ from dualtrace.cli.doors import Doors, open_doors
 from dualtrace.cli.output import Tell
 from dualtrace.compare.events import TokenPairs
 from dualtrace.compare.report import CompareReport, Verdict
-from dualtrace.comparison import CompareOptions, Comparison, LiveSide
+from dualtrace.comparing.comparison import CompareOptions, Comparison, LiveSide
 from dualtrace.coordinator_client import CompareOutcome, CoordinatorClient
 from dualtrace.library import Case, ComparePlan, JobState, SideSpec
 from dualtrace.problems import Cancelled, DeadlineExceeded, Internal, InvalidArgument, Problem, Reason
-from dualtrace.runs import restore_problem
+from dualtrace.runs.run import restore_problem
 from dualtrace.targets import TargetOptions
 
 

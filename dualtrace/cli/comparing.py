@@ -26,14 +26,14 @@ from dualtrace.compare.events import CompareEvent
 from dualtrace.compare.gates import GatePolicy
 from dualtrace.compare.report import CompareReport, Verdict
 from dualtrace.compare.tolerance import Tolerance
-from dualtrace.comparison import CompareOptions, Comparison, LiveSide
+from dualtrace.comparing.comparison import CompareOptions, Comparison, LiveSide
 from dualtrace.coordinator_client import CompareOutcome, CoordinatorClient
 from dualtrace.library import ComparePlan, SideSpec
 from dualtrace.problems import Internal, InvalidArgument, Problem, Reason
 from dualtrace.questions.asked import ForwardQuestion, Variant
-from dualtrace.runs import Run, restore_problem, run_to_text
+from dualtrace.runs.run import Run, restore_problem, run_to_text
+from dualtrace.runs.stored_scorer import StoredScorer
 from dualtrace.scorer import Scorer
-from dualtrace.stored_scorer import StoredScorer
 from dualtrace.targets import find_coordinator
 from dualtrace.views import BASE
 

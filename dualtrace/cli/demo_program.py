@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dualtrace.case_files import read_case_text, write_case
+from dualtrace.cases.files import read_case_text, write_case
 from dualtrace.cli.case_results import Ended, tell_line
 from dualtrace.cli.case_running import run_kept
 from dualtrace.cli.output import say_nothing
@@ -22,7 +22,7 @@ from dualtrace.library import Case, ComparePlan, SideSpec
 from dualtrace.masks.spec import Causal, DocIsolation, MaskSpec
 from dualtrace.problems import Internal, Reason, Unavailable
 from dualtrace.questions.asked import Input, RollingQuestion, Variant
-from dualtrace.runs import restore_problem
+from dualtrace.runs.run import restore_problem
 
 DOCUMENTS = ("The capital of France is Paris.", " The capital of Germany is Berlin, and the capital of Italy is Rome.")
 TEXT = "".join(DOCUMENTS)

@@ -89,7 +89,7 @@ def show_job(job: Job, as_json: bool, *, exits: bool = True) -> None:
     from dualtrace.cli.run_tables import job_table
     from dualtrace.library import JobState
     from dualtrace.records import to_json
-    from dualtrace.runs import restore_problem
+    from dualtrace.runs.run import restore_problem
 
     if as_json:
         write_json({"kind": "dualtrace.job", **to_json(job)})

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dualtrace.cli.asking import Answered
     from dualtrace.questions.asked import LogprobItem
-    from dualtrace.runs import Run
+    from dualtrace.runs.run import Run
     from dualtrace.scorer import Scorer
 
 NAMES = ("--prompt", "--prompt-ids", "--prompt-file")

@@ -300,7 +300,7 @@ class Checked:
     def to_json(self) -> dict[str, Any]:
         from dualtrace.masks.json_form import digest
         from dualtrace.records import to_json
-        from dualtrace.runs import store_problem
+        from dualtrace.runs.run import store_problem
 
         document: dict[str, Any] = {"file": self.path, "good": self.code == 0, "problem": None}
         if self.problem is not None:

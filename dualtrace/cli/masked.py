@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from dualtrace.questions.asked import MaskedForwardQuestion
-    from dualtrace.runs import Run
+    from dualtrace.runs.run import Run
     from dualtrace.scorer import Scorer
 
 NAMES = ("--text", "--ids", "--file")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from dualtrace.cli.asking import Answered
     from dualtrace.questions.asked import NextTokenQuestion
-    from dualtrace.runs import Run
+    from dualtrace.runs.run import Run
     from dualtrace.scorer import Scorer
 
 NAMES = ("--prompt", "--prompt-ids", "--prompt-file")
@@ -75,7 +75,7 @@ def render_next(_answered: Answered, run: Run, names: Sequence[str] = ()) -> Ite
     from dualtrace.cli.tables import describe_input, model_line, next_summary, next_table, usage_line
     from dualtrace.cli.variant_tables import legend, receipts
     from dualtrace.questions.asked import NextTokenQuestion
-    from dualtrace.runs import NextEntry
+    from dualtrace.runs.run import NextEntry
 
     assert isinstance(run.question, NextTokenQuestion)
     width = output_console().width

@@ -68,7 +68,7 @@ async def _check(scorer: Scorer, views: tuple[View, ...], deadline: float | None
 
 def _to_json(found: Checked) -> list[dict[str, object]]:
     from dualtrace.records import to_json
-    from dualtrace.runs import store_problem
+    from dualtrace.runs.run import store_problem
 
     return [
         {

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dualtrace.cli.asking import Answered
     from dualtrace.questions.asked import RollingQuestion
-    from dualtrace.runs import Run
+    from dualtrace.runs.run import Run
     from dualtrace.scorer import Scorer
 
 NAMES = ("--text", "--ids", "--file")

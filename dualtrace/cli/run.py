@@ -154,7 +154,7 @@ def list_command(link: Link, target: str, identity: str, limit: int, as_json: bo
 
     runs = with_coordinator(link, work)
     if as_json:
-        write_json({"kind": "dualtrace.runs", "runs": to_json(tuple(runs))})
+        write_json({"kind": "dualtrace.runs.run", "runs": to_json(tuple(runs))})
     elif runs:
         show([runs_table(runs)])
     else:
@@ -177,7 +177,7 @@ def show_command(link: Link, run_id: str, as_json: bool) -> None:
 def _show_record(record: RunRecord, as_json: bool) -> None:
     from dualtrace.cli.output import put, show
     from dualtrace.cli.run_tables import record_tables
-    from dualtrace.run_records import record_to_text
+    from dualtrace.runs.kept import record_to_text
 
     if as_json:
         put(record_to_text(record) + "\n")
@@ -198,7 +198,7 @@ def _show_record(record: RunRecord, as_json: bool) -> None:
 def export_command(link: Link, run_id: str, file: Path, raw: str | None, force: bool, as_json: bool) -> None:
     """Save a run to FILE.json, which is a target for every command that compares."""
     from dualtrace.cli.output import write_json
-    from dualtrace.runs import run_to_text
+    from dualtrace.runs.run import run_to_text
 
     if file.exists() and not force:
         raise InvalidArgument(Reason.ALREADY_EXISTS, f"{file} is there; give --force to replace it", field="--force")

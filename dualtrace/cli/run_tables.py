@@ -15,7 +15,7 @@ from dualtrace.cli.tables import ABSENT, count, figures, number, pairs_table, pl
 from dualtrace.cli.visible import show_line
 from dualtrace.compare.report import Verdict
 from dualtrace.library import Backend, BenchmarkFigures, ComparisonSummary, Job, RunMode, RunRecord, RunSummary
-from dualtrace.runs import Run
+from dualtrace.runs.run import Run
 
 SHORT = 48
 VERDICT_STYLES = {Verdict.PASS: "green", Verdict.INCOMPARABLE: "yellow"}

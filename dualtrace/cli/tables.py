@@ -18,7 +18,7 @@ from dualtrace.cli.visible import show_line, show_piece
 from dualtrace.engine import ModelProvenance
 from dualtrace.questions.answers import Tail
 from dualtrace.questions.asked import Input, ScoreQuestion
-from dualtrace.runs import NextEntry, Run, ScoredItem, ScoreEntry, TokenizedEntry
+from dualtrace.runs.run import NextEntry, Run, ScoredItem, ScoreEntry, TokenizedEntry
 
 ABSENT = "–"
 WIDE = 80  # from this width on there is room for bars

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from dualtrace.cli.asking import Answered
-    from dualtrace.runs import Run
+    from dualtrace.runs.run import Run
 
 NAMES = ("--text", "--ids", "--file")
 
@@ -42,7 +42,7 @@ def _render(_answered: Answered, run: Run) -> Iterator[RenderableType]:
     from rich.text import Text
 
     from dualtrace.cli.tables import tokenize_table
-    from dualtrace.runs import TokenizedEntry
+    from dualtrace.runs.run import TokenizedEntry
 
     for entry in run.entries:
         if isinstance(entry, TokenizedEntry) and entry.problem is None:

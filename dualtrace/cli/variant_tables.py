@@ -29,7 +29,7 @@ from dualtrace.cli.tables import (
 from dualtrace.cli.visible import show_line
 from dualtrace.questions.answers import Applied, MaskReceipt
 from dualtrace.questions.asked import ScoreQuestion
-from dualtrace.runs import NextEntry, Run, ScoredItem, ScoreEntry
+from dualtrace.runs.run import NextEntry, Run, ScoredItem, ScoreEntry
 
 T = TypeVar("T")
 

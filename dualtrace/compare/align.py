@@ -15,7 +15,7 @@ from dualtrace.compare.pass_rule import Bools
 from dualtrace.engine import FloatArray, IntArray
 from dualtrace.problems import Internal, Reason
 from dualtrace.questions.answers import ItemHeader, TokenChunk
-from dualtrace.run_collector import MAX_GAP
+from dualtrace.runs.collector import MAX_GAP
 from dualtrace.tokens import Tokens
 
 NO_ID = -1

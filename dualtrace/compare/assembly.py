@@ -31,7 +31,7 @@ from dualtrace.questions.asked import (
     StreamQuestion,
     TokenizeQuestion,
 )
-from dualtrace.runs import AskedQuestion, StoredProblem, store_problem
+from dualtrace.runs.run import AskedQuestion, StoredProblem, store_problem
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from dualtrace.questions.asked import (
     ScoreQuestion,
     StreamQuestion,
 )
-from dualtrace.runs import AskedQuestion
+from dualtrace.runs.run import AskedQuestion
 
 __all__ = ["Comparator", "SideFacts"]
 

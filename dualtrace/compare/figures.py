@@ -12,7 +12,7 @@ from enum import StrEnum
 from dualtrace.compare.events import IdMismatch
 from dualtrace.compare.pass_rule import TokenStatus
 from dualtrace.questions.answers import Applied, Tail
-from dualtrace.runs import StoredProblem
+from dualtrace.runs.run import StoredProblem
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dualtrace.compare.statistics import mean
 from dualtrace.problems import Problem
 from dualtrace.questions.answers import ScoreResult
 from dualtrace.questions.asked import ScoreQuestion
-from dualtrace.runs import StoredProblem, store_problem
+from dualtrace.runs.run import StoredProblem, store_problem
 
 
 @dataclass(frozen=True)

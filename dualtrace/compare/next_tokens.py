@@ -15,7 +15,7 @@ from dualtrace.compare.figures import DistributionReport
 from dualtrace.compare.pass_rule import PassRule, TokenStatus
 from dualtrace.problems import Problem
 from dualtrace.questions.answers import NextTokens
-from dualtrace.runs import StoredProblem, store_problem
+from dualtrace.runs.run import StoredProblem, store_problem
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from dualtrace.engine import ModelProvenance
 from dualtrace.questions.answers import Execution, Usage
 from dualtrace.questions.asked import Variant
 from dualtrace.records import from_json, malformed, parse_json, to_json
-from dualtrace.runs import AskedQuestion, StoredProblem, check_version, question_to_json, read_question
+from dualtrace.runs.run import AskedQuestion, StoredProblem, check_version, question_to_json, read_question
 
 __all__ = [
     "KIND", "SCHEMA_VERSION", "ArgmaxFlip", "BenchmarkReport", "CompareReport", "DistributionReport", "ItemReport",
@@ -49,7 +49,7 @@ __all__ = [
     "report_to_text", "write_report",
 ]  # fmt: skip
 
-KIND = "dualtrace.comparison"
+KIND = "dualtrace.comparing.comparison"
 SCHEMA_VERSION = "1.0"
 
 

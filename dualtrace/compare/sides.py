@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from dualtrace.problems import Problem
 from dualtrace.questions.asked import Variant
-from dualtrace.runs import Run
+from dualtrace.runs.run import Run
 
 
 class SideName(StrEnum):

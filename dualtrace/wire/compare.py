@@ -21,7 +21,7 @@ from dualtrace.questions.asked import (
     ScoreQuestion,
     Variant,
 )
-from dualtrace.runs import AskedQuestion
+from dualtrace.runs.run import AskedQuestion
 from dualtrace.v1 import compare_pb2 as pb
 from dualtrace.v1 import model_pb2, scoring_pb2
 from dualtrace.wire import questions

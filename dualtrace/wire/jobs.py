@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dualtrace.library import ComparePlan, Job, JobEvent, JobState, RunPlan
 from dualtrace.problems import Internal, InvalidArgument, Reason
-from dualtrace.runs import restore_problem, store_problem
+from dualtrace.runs.run import restore_problem, store_problem
 from dualtrace.v1 import compare_pb2 as pb
 from dualtrace.wire import problem as problem_wire
 from dualtrace.wire.compare import (

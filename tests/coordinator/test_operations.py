@@ -31,7 +31,7 @@ from dualtrace.problems import (
 )
 from dualtrace.questions.answers import AnswerEvent, AnswerSummary, TokenChunk
 from dualtrace.questions.asked import Input, NextTokenQuestion, Question, Variant
-from dualtrace.runs import ScoredItem
+from dualtrace.runs.run import ScoredItem
 from dualtrace.scorer import Scorer
 from dualtrace.tape import split_responses
 from dualtrace.v1 import scoring_pb2 as pb

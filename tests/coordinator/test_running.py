@@ -16,7 +16,7 @@ from dualtrace.engine import int_array
 from dualtrace.library import BenchmarkPlan, ComparePlan, Fallback, Job, JobState, RunMode, RunPlan, RunRecord, SideSpec
 from dualtrace.problems import FailedPrecondition, InvalidArgument, NotFound, Reason
 from dualtrace.questions.asked import Input, LogprobQuestion, ScoreQuestion, TokenizeQuestion
-from dualtrace.runs import AskedQuestion, ScoredItem, ScoreEntry
+from dualtrace.runs.run import AskedQuestion, ScoredItem, ScoreEntry
 from dualtrace.scorer import Scorer
 from dualtrace.v1 import scoring_pb2 as pb
 from tests.support.desk import ANYONE, Desk, desk_of, fake_side, rolling

@@ -16,7 +16,7 @@ from coordinator.store import Store, default_data_folder, new_run_id
 from coordinator.store.ids import check_id
 from dualtrace.compare.report import Verdict, report_to_text
 from dualtrace.problems import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Reason, Unavailable
-from dualtrace.run_records import record_to_text
+from dualtrace.runs.kept import record_to_text
 from tests.support.stored import make_comparison, make_full_record, make_record, make_run
 
 MISSING = "run-" + "0" * 26

@@ -21,7 +21,7 @@ from dualtrace.problems import (
     NotFound,
     Reason,
 )
-from dualtrace.runs import store_problem
+from dualtrace.runs.run import store_problem
 from tests.support.stored import make_case, make_comparison, make_record
 
 MISSING = "job-" + "0" * 26

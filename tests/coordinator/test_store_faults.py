@@ -18,7 +18,7 @@ from coordinator.store import Store
 from coordinator.store.database import Database
 from coordinator.store.sqlite import FILE
 from dualtrace.problems import Exhausted, FailedPrecondition, Internal, Problem, Reason, Unavailable
-from dualtrace.run_records import record_to_text
+from dualtrace.runs.kept import record_to_text
 from tests.support.stored import make_case, make_record
 
 

@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["dualtrace"], enable_loader_override=Fa
     from dualtrace.masks.arrays import read_npy
     from dualtrace.masks.json_form import parse_json
     from dualtrace.problems import Problem
-    from dualtrace.runs import read_run
+    from dualtrace.runs.run import read_run
     from dualtrace.v1 import scoring_pb2 as pb
     from dualtrace.wire import questions
 

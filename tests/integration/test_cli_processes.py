@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dualtrace.runs import read_run
+from dualtrace.runs.run import read_run
 from tests.support.processes import Process, Processes, list_group, wait_until
 from tests.support.tiny import tiny_model
 

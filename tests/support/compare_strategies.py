@@ -40,7 +40,7 @@ from dualtrace.library import (
     SideSpec,
 )
 from dualtrace.questions.asked import PLAIN, MaskedForwardQuestion, Variant
-from dualtrace.runs import StoredProblem, store_problem
+from dualtrace.runs.run import StoredProblem, store_problem
 from dualtrace.views import finetuned, scaled
 from tests.support.masked import MASKS
 from tests.support.strategies import (

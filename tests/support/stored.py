@@ -19,7 +19,7 @@ from dualtrace.library import (
 )
 from dualtrace.questions.answers import Execution, Usage
 from dualtrace.questions.asked import Input, RollingQuestion, TokenizeQuestion, Variant
-from dualtrace.runs import Run, ScoredItem, StoredProblem, TokenizedEntry
+from dualtrace.runs.run import Run, ScoredItem, StoredProblem, TokenizedEntry
 from dualtrace.views import scaled
 
 CREATED = "2026-03-01T12:30:05.250000Z"

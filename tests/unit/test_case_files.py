@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualtrace.case_files import find_cases, read_case_text, read_cases, write_case, write_cases
-from dualtrace.case_targets import fill_case, parse_values, used_names
+from dualtrace.cases.files import find_cases, read_case_text, read_cases, write_case, write_cases
+from dualtrace.cases.targets import fill_case, parse_values, used_names
 from dualtrace.compare.gates import GatePolicy
 from dualtrace.compare.tolerance import PROFILES, Tolerance, request_tolerance
 from dualtrace.library import Case, SideSpec

@@ -21,7 +21,7 @@ from dualtrace.problems import (
     Reason,
     Unavailable,
 )
-from dualtrace.runs import read_run
+from dualtrace.runs.run import read_run
 from tests.support.tiny import tiny_model
 
 TEXT = "The answer is 🙂."

@@ -21,7 +21,7 @@ from dualtrace.cli.trace_plot import draw_apart, plot_traces, shrink
 from dualtrace.compare.events import FirstDivergence, TokenPairs
 from dualtrace.compare.pass_rule import TokenStatus
 from dualtrace.compare.report import read_report
-from dualtrace.runs import read_run
+from dualtrace.runs.run import read_run
 
 TEXT = ("--text", "hello the answer is now here")
 PLANTED = "fake:plant_at=5"  # row 5 predicts token 6

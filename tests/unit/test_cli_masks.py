@@ -18,7 +18,7 @@ from dualtrace.cli.segments import find_once
 from dualtrace.masks import json_form
 from dualtrace.masks.spec import Causal, MaskSpec, Sliding
 from dualtrace.problems import InvalidArgument, NotFound, Problem, Reason
-from dualtrace.runs import read_run, run_to_text
+from dualtrace.runs.run import read_run, run_to_text
 from tests.support.tiny import tiny_model
 
 TEXT = "the answer to this question"  # 7 tokens of the tiny model, and a prefix token

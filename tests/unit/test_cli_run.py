@@ -10,7 +10,7 @@ from dualtrace.cli.output import output_console
 from dualtrace.cli.run_tables import benchmark_table, comparisons_table, job_table, runs_table
 from dualtrace.compare.report import Verdict
 from dualtrace.library import BenchmarkFigures, ComparisonSummary, Job, JobEvent, JobState, RunMode, RunSummary
-from dualtrace.runs import StoredProblem
+from dualtrace.runs.run import StoredProblem
 from tests.support.coordinated import run
 
 HOSTILE = "evil\x1b[31m\u202e"

@@ -24,7 +24,7 @@ from dualtrace.problems import BadNumbers, FailedPrecondition, InvalidArgument, 
 from dualtrace.questions.answers import NextTokens, TokenChunk
 from dualtrace.questions.asked import Input, NextTokenQuestion, RollingQuestion, Variant
 from dualtrace.reference import load
-from dualtrace.runs import read_run, run_to_text
+from dualtrace.runs.run import read_run, run_to_text
 from dualtrace.server import SidecarServer
 from dualtrace.settings import SidecarSettings
 from dualtrace.tokens import Tokenizer

@@ -18,7 +18,7 @@ from dualtrace.compare.events import CompareHeader, FirstDivergence, SideFailed,
 from dualtrace.compare.report import CompareReport, Verdict
 from dualtrace.compare.sides import SideName
 from dualtrace.compare.tolerance import request_tolerance
-from dualtrace.comparison import CompareOptions, Comparison, LiveSide, Told
+from dualtrace.comparing.comparison import CompareOptions, Comparison, LiveSide, Told
 from dualtrace.engine import IntArray, int_array
 from dualtrace.engine_scorer import EngineScorer
 from dualtrace.fake import FakeEngine, FakeSpec, past_states
@@ -35,9 +35,9 @@ from dualtrace.questions.asked import (
     TokenizeQuestion,
     Variant,
 )
-from dualtrace.runs import AskedQuestion, NextEntry, Run, ScoredItem, read_run, run_to_text
+from dualtrace.runs.run import AskedQuestion, NextEntry, Run, ScoredItem, read_run, run_to_text
+from dualtrace.runs.stored_scorer import StoredScorer
 from dualtrace.scorer import Scorer
-from dualtrace.stored_scorer import StoredScorer
 from dualtrace.tokens import Prefix, PrefixKind
 from dualtrace.views import finetuned
 from tests.support.scorers import fake_scorer, only, rolling_ids

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualtrace.junit import Outcome, Result, write_junit
+from dualtrace.cases.junit import Outcome, Result, write_junit
 
 STARTED = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 RESULTS = (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dualtrace.problems import InvalidArgument, Problem, Reason
-from dualtrace.run_records import read_record, record_to_text, write_record
+from dualtrace.runs.kept import read_record, record_to_text, write_record
 from tests.support.stored import make_full_record, make_record
 
 

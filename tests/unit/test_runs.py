@@ -45,8 +45,8 @@ from dualtrace.questions.asked import (
     TokenizeQuestion,
     Variant,
 )
-from dualtrace.run_collector import RunCollector
-from dualtrace.runs import (
+from dualtrace.runs.collector import RunCollector
+from dualtrace.runs.run import (
     AskedQuestion,
     Run,
     ScoredItem,

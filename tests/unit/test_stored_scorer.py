@@ -25,10 +25,10 @@ from dualtrace.questions.asked import (
     Variant,
 )
 from dualtrace.reference.engine import load
-from dualtrace.run_collector import RunCollector
-from dualtrace.runs import Run, ScoredItem, read_run, run_to_text
+from dualtrace.runs.collector import RunCollector
+from dualtrace.runs.run import Run, ScoredItem, read_run, run_to_text
+from dualtrace.runs.stored_scorer import StoredScorer
 from dualtrace.scorer import Scorer
-from dualtrace.stored_scorer import StoredScorer
 from dualtrace.tokens import Tokenizer
 from tests.support.scorers import all_events, fake_scorer, only
 from tests.support.tiny import tiny_model

@@ -25,7 +25,7 @@ from dualtrace.questions.asked import (
     ScoreQuestion,
     TokenizeQuestion,
 )
-from dualtrace.runs import Run, ScoredItem
+from dualtrace.runs.run import Run, ScoredItem
 from dualtrace.scorer import Scorer, ask_one
 from dualtrace.tokens import Boundary, Prefix, PrefixKind, Tokens
 from dualtrace.tokens.boundaries import cut

@@ -21,12 +21,9 @@ from typing import Any
 
 import yaml
 
-from dualtrace.case_questions import read_question, write_question
-from dualtrace.compare.gates import GatePolicy
-from dualtrace.compare.tolerance import PROFILES, Tolerance
-from dualtrace.library import Case, SideSpec
-from dualtrace.marked_documents import Marked, name_kind, read_documents
-from dualtrace.marked_values import (
+from dualtrace.cases.documents import Marked, name_kind, read_documents
+from dualtrace.cases.questions import read_question, write_question
+from dualtrace.cases.values import (
     FLAG,
     NUMBER,
     TEXT,
@@ -39,6 +36,9 @@ from dualtrace.marked_values import (
     read_object,
     read_text,
 )
+from dualtrace.compare.gates import GatePolicy
+from dualtrace.compare.tolerance import PROFILES, Tolerance
+from dualtrace.library import Case, SideSpec
 from dualtrace.masks import json_form
 from dualtrace.masks.limits import VERSION
 from dualtrace.masks.spec import MaskSpec

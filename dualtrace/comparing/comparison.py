@@ -16,14 +16,8 @@ from dualtrace.compare.gates import DEFAULT_GATES, GatePolicy
 from dualtrace.compare.report import BenchmarkReport, CompareReport
 from dualtrace.compare.sides import SideName
 from dualtrace.compare.tolerance import Tolerance, choose_tolerance
-from dualtrace.fanout import tell_bug
-from dualtrace.lanes import Lane, LiveSide, Said, listen, prepare
-from dualtrace.problems import Internal, InvalidArgument, Problem, Reason, Unsupported
-from dualtrace.questions.answers import NextTokenAnswer, NextTokens
-from dualtrace.questions.asked import ForwardQuestion, NextTokenQuestion, TokenizeQuestion
-from dualtrace.runs import AskedQuestion, Run
-from dualtrace.stored_scorer import StoredScorer
-from dualtrace.union_reading import (
+from dualtrace.comparing.lanes import Lane, LiveSide, Said, listen, prepare
+from dualtrace.comparing.union_reading import (
     Second,
     flatten,
     group_prompts,
@@ -34,6 +28,12 @@ from dualtrace.union_reading import (
     second_question,
     unite,
 )
+from dualtrace.fanout import tell_bug
+from dualtrace.problems import Internal, InvalidArgument, Problem, Reason, Unsupported
+from dualtrace.questions.answers import NextTokenAnswer, NextTokens
+from dualtrace.questions.asked import ForwardQuestion, NextTokenQuestion, TokenizeQuestion
+from dualtrace.runs.run import AskedQuestion, Run
+from dualtrace.runs.stored_scorer import StoredScorer
 
 __all__ = ["CompareOptions", "Comparison", "LiveSide", "choose_question"]
 

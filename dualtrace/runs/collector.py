@@ -28,7 +28,7 @@ from dualtrace.questions.answers import (
     Usage,
 )
 from dualtrace.questions.asked import NextTokenQuestion, ScoreQuestion, StreamQuestion
-from dualtrace.runs import (
+from dualtrace.runs.run import (
     AskedQuestion,
     Entry,
     NextEntry,

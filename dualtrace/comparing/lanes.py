@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from dualtrace.card import Card
 from dualtrace.compare.sides import SideName
+from dualtrace.comparing.tokenized_question import inputs_of, needs_tokenizer, take_ids_of_run, tokenize_question
 from dualtrace.engine import ModelProvenance
 from dualtrace.fanout import GRACE_SECONDS, Asked, SideEnded, fan_out, name_deadline, tell_bug
 from dualtrace.problems import DeadlineExceeded, FailedPrecondition, Problem, Reason
@@ -31,11 +32,10 @@ from dualtrace.questions.answers import (
 )
 from dualtrace.questions.asked import ForwardQuestion, RollingQuestion, Variant
 from dualtrace.records import to_json
-from dualtrace.run_collector import RunCollector
-from dualtrace.runs import Run, ScoredItem
+from dualtrace.runs.collector import RunCollector
+from dualtrace.runs.run import Run, ScoredItem
+from dualtrace.runs.stored_scorer import StoredScorer
 from dualtrace.scorer import Scorer
-from dualtrace.stored_scorer import StoredScorer
-from dualtrace.tokenized_question import inputs_of, needs_tokenizer, take_ids_of_run, tokenize_question
 
 T = TypeVar("T")
 

@@ -37,7 +37,7 @@ from dualtrace.questions.asked import (
     TokenizeQuestion,
 )
 from dualtrace.records import to_json
-from dualtrace.runs import NextEntry, Run, ScoredItem, ScoreEntry, TokenizedEntry, restore_problem
+from dualtrace.runs.run import NextEntry, Run, ScoredItem, ScoreEntry, TokenizedEntry, restore_problem
 from dualtrace.tokens import Tokens
 
 CHUNK_TOKENS = 256

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dualtrace.marked_documents import Marked, name_kind
-from dualtrace.marked_values import (
+from dualtrace.cases.documents import Marked, name_kind
+from dualtrace.cases.values import (
     FLAG,
     IDS,
     NUMBER,
@@ -44,7 +44,7 @@ from dualtrace.questions.asked import (
     RollingQuestion,
     ScoreQuestion,
 )
-from dualtrace.runs import AskedQuestion
+from dualtrace.runs.run import AskedQuestion
 from dualtrace.tokens import Boundary, Prefix, PrefixKind
 
 Segments = tuple[tuple[SegmentName, tuple[int, int]], ...]

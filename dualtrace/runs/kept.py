@@ -12,7 +12,7 @@ from typing import Any
 from dualtrace.library import BenchmarkFigures, RunMode, RunRecord
 from dualtrace.problems import InvalidArgument, Reason
 from dualtrace.records import from_json, malformed, parse_json, to_json
-from dualtrace.runs import Run, check_version, read_run_object, write_run
+from dualtrace.runs.run import Run, check_version, read_run_object, write_run
 
 KIND = "dualtrace.run_record"
 SCHEMA_VERSION = "1.0"
