@@ -15,7 +15,7 @@ from backend_jax.architecture import Architecture
 from backend_jax.model import Rows
 from backend_jax.programs import shape_of
 from backend_jax.rope import rotary_tables
-from dualtrace.engine import IntArray
+from dualtrace.arrays import IntArray
 from dualtrace.masks.plan import MaskPlan
 from dualtrace.views import View
 
@@ -104,3 +104,25 @@ class PastRows:
             lengths[lane] = positions.size
             places[lane, : positions.size] = positions
         return lengths, places
+
+
+@dataclass(frozen=True, eq=False)
+class Below:
+    """The lower layers of a call's parts, run for those of them that stand for all."""
+
+    layer: int  # where the call goes on
+    standing: tuple[Part, ...]  # for each part of the call the one that stands for it; places are those below
+    grid: Grid
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Each once."""
+        return tuple(dict.fromkeys(self.standing))
+
+    def source(self, parts: Sequence[Part], grid: Grid) -> IntArray:
+        """[N,C,T] which of the states below each token of the call goes on from."""
+        source = np.zeros((grid.pasts, grid.rows, grid.tokens), np.int32)
+        for part, stands in zip(parts, self.standing, strict=True):
+            first = self.grid.first_flat(stands)
+            source[part.lane, part.row, part.span] = np.arange(first, first + part.size)
+        return source

@@ -18,7 +18,9 @@ from backend_jax.reader import Reader
 from backend_jax.rehearsal import rehearse
 from backend_jax.runner import Runner
 from backend_jax.warm import plain_batch, usual_batches
-from dualtrace.engine import Batch, IntArray, Live, ModelCard, Preparation, Read, Reads, Shape, Step
+from dualtrace.arrays import IntArray
+from dualtrace.engine import Batch, Live, Preparation, Read, Reads, Shape, Step
+from dualtrace.model_card import ModelCard
 from dualtrace.problems import Exhausted, FailedPrecondition, InvalidArgument, Problem, Reason
 
 

@@ -21,7 +21,8 @@ from backend_jax.reader import Pending, Side
 from backend_jax.runner import Kept, Ran
 from backend_jax.shapes import MOST_TOKENS, SIDE_BY_SIDE, bucket, pack, token_bucket
 from dualtrace.adapters import Delta
-from dualtrace.engine import Batch, IntArray, Live, Read, Readout, Reads, Step
+from dualtrace.arrays import IntArray
+from dualtrace.engine import Batch, Live, Read, Readout, Reads, Step
 from dualtrace.masks.plan import MaskPlan
 from dualtrace.views import View
 

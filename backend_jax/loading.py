@@ -24,7 +24,8 @@ from backend_jax.shapes import describe_buckets
 from backend_jax.weights import load_weights, module_names
 from dualtrace.adapters import AdapterShelf
 from dualtrace.checkpoint import Checkpoint, open_checkpoint, weights_digest
-from dualtrace.engine import EngineCapabilities, EngineSettings, ModelCard, ModelProvenance
+from dualtrace.engine import EngineSettings
+from dualtrace.model_card import EngineCapabilities, ModelCard, ModelProvenance
 from dualtrace.models.cache import cache_directory
 from dualtrace.problems import InvalidArgument, Reason, Unsupported
 

@@ -6,6 +6,7 @@ not tallied. It knows plans and numpy. It must not know how booleans are applied
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,15 +44,16 @@ class _Sheets:
             self.past[index, part.lane, :, part.row, :, part.span, : part.start] = by_head[..., : part.start]
 
 
-def mask_shape(architecture: Architecture, plans: Sequence[MaskPlan | None]) -> MaskShape | None:
-    """Of a call whose parts have these masks; None when no part has one."""
+def mask_shape(architecture: Architecture, plans: Sequence[MaskPlan | None], layers: range) -> MaskShape | None:
+    """Of a call of these layers whose parts have these masks; None when no part has one."""
     given = [plan for plan in plans if plan is not None]
     if not given:
         return None
-    count = len(set(_number_layers(architecture, plans)))
+    count = len(set(_number_layers(architecture, plans, layers).values()))
     distinct = min(bucket(count, DISTINCT), architecture.layers)
-    by_head = any((plan.rule_of != plan.rule_of[:, :1]).any() for plan in given)
-    zeroed = any(rule.zeroed is not None for plan in given for rule in plan.rules)
+    rules_of = [(plan.rules, plan.rule_of[layers.start : layers.stop]) for plan in given]
+    by_head = any((rule_of != rule_of[:, :1]).any() for _, rule_of in rules_of)
+    zeroed = any(rules[i].zeroed is not None for rules, rule_of in rules_of for i in np.unique(rule_of))
     return MaskShape(distinct, by_head, zeroed)
 
 
@@ -67,10 +69,15 @@ def outline_masks(architecture: Architecture, shape: MaskShape, grid: Grid) -> M
 
 
 def build_masks(
-    architecture: Architecture, shape: MaskShape, parts: Sequence[Part], grid: Grid, past: PastRows | None
+    architecture: Architecture,
+    shape: MaskShape,
+    parts: Sequence[Part],
+    grid: Grid,
+    past: PastRows | None,
+    layers: range,
 ) -> Masks:
-    layers = _number_layers(architecture, [part.mask for part in parts])
-    first = {index: layer for layer, index in reversed(list(enumerate(layers)))}
+    numbers = _number_layers(architecture, [part.mask for part in parts], layers)
+    first = {index: layer for layer, index in reversed(numbers.items())}
     allowed = _empty_sheets(architecture, shape, grid)
     removed = _empty_sheets(architecture, shape, grid) if shape.zeroed else None
     for index, layer in first.items():
@@ -80,18 +87,21 @@ def build_masks(
             if removed is not None and zero is not None:
                 removed.put(index, part, zero)
     arrays = (allowed.own, allowed.past, removed and removed.own, removed and removed.past)
-    return Masks(*arrays, np.array(layers, np.int32), _mixes(parts, grid))  # type: ignore[arg-type]
+    number_of = np.array([numbers.get(layer, 0) for layer in range(architecture.layers)], np.int32)
+    return Masks(*arrays, number_of, _mixes(parts, grid))  # type: ignore[arg-type]
 
 
-def _number_layers(architecture: Architecture, plans: Sequence[MaskPlan | None]) -> list[int]:
-    """[L] the number of each layer's booleans: layers in which every part has the same rules share theirs."""
+def _number_layers(
+    architecture: Architecture, plans: Sequence[MaskPlan | None], layers: range
+) -> dict[int, int]:
+    """The number of each layer's booleans: layers in which every part has the same rules share theirs."""
     numbers: dict[tuple[object, ...], int] = {}
-    layers = []
-    for layer in range(architecture.layers):
+    found = {}
+    for layer in layers:
         native = architecture.window(layer)
         rules = tuple(native if plan is None else plan.rule_of[layer].tobytes() for plan in plans)
-        layers.append(numbers.setdefault(rules, len(numbers)))
-    return layers
+        found[layer] = numbers.setdefault(rules, len(numbers))
+    return found
 
 
 def _front(architecture: Architecture, shape: MaskShape, grid: Grid) -> tuple[int, ...]:
@@ -163,3 +173,12 @@ def counts_of(part: Part, tallies: Words, heads: int) -> Counts:
         zeroed_sum_a=wrapped(4) if zeroed else no_words,
         zeroed_sum_b=wrapped(5) if zeroed else no_words,
     )
+
+
+def join_counts(below: Counts, above: Counts, layer: int) -> Counts:
+    """Of rows whose layers below `layer` another call ran."""
+    joined = {
+        field.name: np.concatenate([getattr(below, field.name)[:layer], getattr(above, field.name)[layer:]])
+        for field in dataclasses.fields(Counts)
+    }
+    return Counts(**joined)

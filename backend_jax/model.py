@@ -55,8 +55,15 @@ class Lora(NamedTuple):
     chosen: Chosen
 
 
+class Start(NamedTuple):
+    """Where rows begin that others stood for below a fork."""
+
+    states: Array  # [*, hidden] of the rows that stood
+    source: Array  # [N,C,T] int32, which of these each token goes on from
+
+
 class Outputs(NamedTuple):
-    hidden: Array  # [N*C*T, outer] what the head reads
+    hidden: Array  # [N*C*T, outer] what the head reads; below a fork [N*C*T, hidden] states
     keys: Array | None  # [L,N,G,T,D] when kept
     values: Array | None
     counts: Array | None  # [L, 3|6, N, 1|G, C, 1|R, T] uint32 with masks
@@ -72,29 +79,114 @@ def forward(
     lora: Lora | None,
 ) -> Outputs:
     inside, outside = _split_factors(architecture, lora)
-    states = weights["embedding"][rows.ids]
+    states = _embed(architecture, weights, rows, outside, lora)
+    layer = _Layer(architecture, keep, rows, past, masks, lora)
+    inputs = _layer_inputs(architecture, weights, past, masks, inside)
+    states, (kept, counts) = jax.lax.scan(layer, states, inputs)
+    hidden = _finish(architecture, weights, states, outside, lora)
+    keys, values = (None, None) if kept is None else (kept.keys, kept.values)
+    return Outputs(hidden, keys, values, counts)
+
+
+def forward_below(
+    architecture: Architecture,
+    weights: dict[str, Any],
+    rows: Rows,
+    past: Past | None,
+    masks: Masks | None,
+    lora: Lora | None,
+    fork: Array,
+) -> Outputs:
+    """The layers below `fork` [] int32. Counts of the others are nothing."""
+    inside, outside = _split_factors(architecture, lora)
+    states = _embed(architecture, weights, rows, outside, lora)
+    layer = _Layer(architecture, False, rows, past, masks, lora)
+    inputs = _layer_inputs(architecture, weights, past, masks, inside)
+    states, counts = _run_layers(layer, states, inputs, jnp.zeros_like(fork), fork)
+    return Outputs(states.reshape(-1, architecture.hidden_size), None, None, counts)
+
+
+def forward_above(
+    architecture: Architecture,
+    weights: dict[str, Any],
+    rows: Rows,
+    past: Past | None,
+    masks: Masks | None,
+    lora: Lora | None,
+    fork: Array,
+    start: Start,
+) -> Outputs:
+    """The layers from `fork` [] int32 on. Counts of the others are nothing."""
+    inside, outside = _split_factors(architecture, lora)
+    layer = _Layer(architecture, False, rows, past, masks, lora)
+    inputs = _layer_inputs(architecture, weights, past, masks, inside)
+    end = jnp.full_like(fork, architecture.layers)
+    states, counts = _run_layers(layer, start.states[start.source], inputs, fork, end)
+    return Outputs(_finish(architecture, weights, states, outside, lora), None, None, counts)
+
+
+def _run_layers(
+    layer: _Layer, states: Array, inputs: dict[str, Any], first: Array, end: Array
+) -> tuple[Array, Array | None]:
+    """What the scan of `forward` does, from layer `first` up to `end`, both known when it runs: one function serves
+    every fork."""
+    at = jax.tree.map(lambda leaf: leaf[0], inputs)
+    counted = jax.eval_shape(layer, states, at)[1][1]
+    counts = None if counted is None else jnp.zeros((layer.architecture.layers, *counted.shape), counted.dtype)
+
+    def step(index: Array, carry: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
+        states, counts = carry
+        own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), inputs)
+        states, (_, counted) = layer(states, own)
+        if counts is not None and counted is not None:
+            counts = jax.lax.dynamic_update_index_in_dim(counts, counted, index, 0)
+        return states, counts
+
+    reached: tuple[Array, Array | None] = jax.lax.fori_loop(first, end, step, (states, counts))
+    return reached
+
+
+def _embed(
+    architecture: Architecture, weights: dict[str, Any], rows: Rows, factors: dict[str, Factors], lora: Lora | None
+) -> Array:
+    """[N,C,T,hidden] the input of the first layer."""
+    states: Array = weights["embedding"][rows.ids]
     if architecture.embedding_size:
-        states = _project_outside("project_in", states, weights, outside, lora)
+        states = _project_outside("project_in", states, weights, factors, lora)
     if architecture.embedding_scale != 1.0:
         states = states * jnp.asarray(architecture.embedding_scale, states.dtype)
     if architecture.position_rows:
         states = states + weights["places"][rows.places + architecture.position_offset]
-    layer = _Layer(architecture, keep, rows, past, masks, lora)
+    return states
+
+
+def _finish(
+    architecture: Architecture, weights: dict[str, Any], states: Array, factors: dict[str, Factors], lora: Lora | None
+) -> Array:
+    """[N*C*T, outer] from the output of the last layer."""
+    hidden = normalise(architecture, states, weights["norm"])
+    if architecture.embedding_size:
+        hidden = _project_outside("project_out", hidden, weights, factors, lora)
+    return hidden.reshape(-1, architecture.outer_size)
+
+
+def _layer_inputs(
+    architecture: Architecture,
+    weights: dict[str, Any],
+    past: Past | None,
+    masks: Masks | None,
+    factors: dict[str, Factors],
+) -> dict[str, Any]:
+    """What differs between layers: arrays [L, ...]."""
     windows = [architecture.window(index) or EVERYTHING for index in range(architecture.layers)]
-    inputs = {
+    return {
         "weights": weights["layers"],
         "past": None if past is None else Keys(past.keys, past.values),
         "window": jnp.asarray(windows, jnp.int32),
         "rotary": jnp.asarray(architecture.rotary_of or (0,) * architecture.layers, jnp.int32),
         "mask": None if masks is None else masks.layer,
-        "factors": inside,
+        "factors": factors,
     }
-    states, (kept, counts) = jax.lax.scan(layer, states, inputs)
-    hidden = normalise(architecture, states, weights["norm"])
-    if architecture.embedding_size:
-        hidden = _project_outside("project_out", hidden, weights, outside, lora)
-    keys, values = (None, None) if kept is None else (kept.keys, kept.values)
-    return Outputs(hidden.reshape(-1, architecture.outer_size), keys, values, counts)
 
 
 def _split_factors(architecture: Architecture, lora: Lora | None) -> tuple[dict[str, Factors], dict[str, Factors]]:

@@ -20,7 +20,8 @@ from backend_jax.mesh import Spread
 from backend_jax.programs import Programs, Recipe, jit, outline, shape_of
 from backend_jax.readout import Asked, Base, base_block, contrast_block, read_block
 from backend_jax.shapes import EXTRA, READ_ROWS, TOP, bucket
-from dualtrace.engine import FloatArray, IntArray, Read, Readout
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.engine import Read, Readout
 
 Values = npt.NDArray[Any]
 UNREAD = -1  # in integer columns of bad rows, where no NaN can stand

@@ -27,7 +27,7 @@ from backend_jax.programs import Programs, Recipe, jit, outline, shape_of
 from backend_jax.shapes import CallShape, LoraShape, past_bucket
 from backend_jax.weights import Weights
 from dualtrace.adapters import Delta
-from dualtrace.engine import IntArray
+from dualtrace.arrays import IntArray
 from dualtrace.masks.plan import MaskPlan
 from dualtrace.views import View
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache, lru_cache
 
 MOST_TOKENS = 2048  # of one call, unless a single row is longer
@@ -75,6 +76,22 @@ class LoraShape:
     roles: tuple[str, ...]  # of the linear layers that any of the adapters changes
 
 
+class Reach(StrEnum):
+    """Which layers a call runs. Where a fork is, comes with the call: one function serves every layer of it."""
+
+    WHOLE = "whole"
+    BELOW = "below a fork"  # hands out states instead of what the head reads
+    ABOVE = "above a fork"  # begins with such states
+
+
+@dataclass(frozen=True)
+class Span:
+    """A reach in a model of so many layers, and the very layers."""
+
+    reach: Reach
+    layers: range
+
+
 @dataclass(frozen=True)
 class CallShape:
     """Key of a compiled forward: `pasts` kept pasts, `rows` rows behind each of them, `tokens` a row."""
@@ -86,6 +103,12 @@ class CallShape:
     keep: bool = False  # hand out the rows' keys and values (rows is 1 then)
     mask: MaskShape | None = None
     lora: LoraShape | None = None
+    reach: Reach = Reach.WHOLE
+
+    @property
+    def size(self) -> int:
+        """Token places."""
+        return self.pasts * self.rows * self.tokens
 
     @property
     def name(self) -> str:
@@ -102,6 +125,11 @@ class RowPlan:
     tokens: int
     places: tuple[tuple[int, int], ...]
 
+    @property
+    def cost(self) -> float:
+        """Padded tokens; a row's own attention makes long rows a little dearer."""
+        return self.rows * self.tokens * (1 + self.tokens / DEAR_KEYS)
+
 
 @lru_cache(maxsize=64)  # a batch is planned twice: when it is made ready, and when it runs
 def pack(lengths: tuple[int, ...], kinds: tuple[Hashable, ...], liked: frozenset[tuple[int, int]]) -> RowPlan:
@@ -114,11 +142,11 @@ def pack(lengths: tuple[int, ...], kinds: tuple[Hashable, ...], liked: frozenset
     longest = max(lengths)
     widest = max(token_bucket(longest), min(256, token_bucket(sum(lengths))))
     plans = [_first_fit(lengths, kinds, width) for width in token_buckets(widest) if width >= longest]
-    best = min(plans, key=_cost)
-    for plan in sorted(plans, key=_cost):
+    best = min(plans, key=lambda plan: plan.cost)
+    for plan in sorted(plans, key=lambda plan: plan.cost):
         for rows in (rows for rows in ROWS if rows >= plan.rows):
             grown = RowPlan(rows, plan.tokens, plan.places)
-            if (rows, plan.tokens) in liked and _cost(grown) <= 1.2 * _cost(best):
+            if (rows, plan.tokens) in liked and grown.cost <= 1.2 * best.cost:
                 return grown
     return best
 
@@ -137,7 +165,3 @@ def _first_fit(lengths: Sequence[int], kinds: Sequence[Hashable], width: int) ->
         filled[row] = (used + size, kind)
     return RowPlan(bucket(len(filled), ROWS), width, tuple(places[i] for i in range(len(lengths))))
 
-
-def _cost(plan: RowPlan) -> float:
-    """Padded tokens; a row's own attention makes long rows a little dearer."""
-    return plan.rows * plan.tokens * (1 + plan.tokens / DEAR_KEYS)

@@ -16,6 +16,6 @@
 batching policy, the coordinator or the JAX backend.
 """
 
-from .engine import load
+from backend_torch.engine import load
 
 __all__ = ["load"]

@@ -18,12 +18,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from backend_torch.forks import Placed, Stage
+from backend_torch.sight import Apart, Sight, Sights, Tallies, count_sight
+from backend_torch.strands import Piece
 from dualtrace.masks.receipt import Counts
 from dualtrace.problems import Internal, Reason, Unsupported
-
-from .forks import Placed, Stage
-from .sight import Apart, Sight, Sights, Tallies, count_sight
-from .strands import Piece
 
 ATTENTION = "dualtrace"
 PACK_ROWS = 128

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import Work
+from backend_torch.attention import Work
 
 EMBEDDINGS, NORM, HEAD = "the embeddings", "the final norm", "the output head"
 

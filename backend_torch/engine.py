@@ -16,34 +16,22 @@ import torch
 import transformers
 from torch import Tensor
 
+from backend_torch.attention import ATTENTION, Work
+from backend_torch.blame import HEAD, NORM, watch_layers
+from backend_torch.forks import build_stages, fork_hooks
+from backend_torch.lora import Wardrobe, wear
+from backend_torch.readout import Ask, Head, read_all
+from backend_torch.requests import check_request
+from backend_torch.sight import Sights
+from backend_torch.strands import Piece, Strand, drop_unwanted, keeps_keys, make_strands, next_pieces, release
+from backend_torch.weights import Model, linear_sizes, load_model
 from dualtrace.adapters import AdapterShelf, Delta
 from dualtrace.checkpoint import open_checkpoint, weights_digest
-from dualtrace.engine import (
-    NOTHING,
-    Batch,
-    EngineCapabilities,
-    EngineSettings,
-    Live,
-    ModelCard,
-    ModelProvenance,
-    Readout,
-    Reads,
-    Shape,
-    Step,
-)
+from dualtrace.engine import NOTHING, Batch, EngineSettings, Live, Readout, Reads, Shape, Step
+from dualtrace.model_card import EngineCapabilities, ModelCard, ModelProvenance
 from dualtrace.models.cache import cache_directory
 from dualtrace.models.hub_cache import find_model
 from dualtrace.problems import Exhausted, FailedPrecondition, InvalidArgument, Reason, Unsupported
-
-from .attention import ATTENTION, Work
-from .blame import HEAD, NORM, watch_layers
-from .forks import build_stages, fork_hooks
-from .lora import Wardrobe, wear
-from .readout import Ask, Head, read_all
-from .requests import check_request
-from .sight import Sights
-from .strands import Piece, Strand, drop_unwanted, keeps_keys, make_strands, next_pieces, release
-from .weights import Model, linear_sizes, load_model
 
 
 class TorchEngine:

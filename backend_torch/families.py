@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from dualtrace.models.harmless import INERT_VALUES, NO_EFFECT
 from dualtrace.problems import Reason, Unsupported
-from dualtrace.reference.config import INERT_VALUES, NO_EFFECT
 
 Windows = tuple[int | None, ...]  # native sliding window per layer, None = full
 

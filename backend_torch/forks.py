@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .strands import Piece
+from backend_torch.strands import Piece
 
 Longs = npt.NDArray[np.int64]
 Signature = Callable[[Piece, int], bytes]

@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backend_torch.attention import Work
+from backend_torch.forks import Stage
 from dualtrace.adapters import Delta, Factors
 from dualtrace.adapters.factors import Matrix
 
-from .attention import Work
-from .forks import Stage
-
 KEPT_ADAPTERS = 8  # adapters whose factors stay on the device
+MANY_RUNS = 16  # a call for each run of rows costs less than gathering them, while they are fewer
 LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True, eq=False)
 class Worn:
-    """Which rows of one stage wear one adapter, and how strongly."""
+    """Flat rows of one stage that wear one adapter, and how strongly."""
 
-    rows: Tensor | None  # [n] int64 flat rows; None: all of them
+    rows: slice | Tensor  # a run of neighbours, or [n] int64
     strengths: Tensor  # [n, 1]
 
 
@@ -75,7 +75,7 @@ def wear(
             for name, (a, b) in tensors.items():
                 layer = LAYER.search(name)
                 here = worn[work.stage_at(int(layer.group(1))) if layer else -1]  # outside the layers: all rows
-                if here is not None:
+                if here:
                     hook = _hook(name, a, b, one.factors[name].scaling, here, [hit[strand] for strand in wearers])
                     handles.append(linears[name].register_forward_hook(hook))
         yield hit
@@ -84,34 +84,42 @@ def wear(
             handle.remove()
 
 
-def _worn(stage: Stage, wearers: Mapping[int, Delta], linears: Mapping[str, nn.Module]) -> Worn | None:
+def _worn(stage: Stage, wearers: Mapping[int, Delta], linears: Mapping[str, nn.Module]) -> tuple[Worn, ...]:
     weight = next(iter(linears.values())).weight
     assert isinstance(weight, Tensor)
-    rows: list[int] = []
+    runs: list[slice] = []
     strengths: list[float] = []
     for one in stage.placed:
         delta = wearers.get(one.piece.strand.index)
-        if delta is not None:
-            rows += range(one.rows.start, one.rows.stop)
-            strengths += [delta.strength] * one.piece.rows
-    if not rows:
-        return None
+        if delta is None or not one.piece.rows:
+            continue
+        if runs and runs[-1].stop == one.rows.start:
+            runs[-1] = slice(runs[-1].start, one.rows.stop)
+        else:
+            runs.append(one.rows)
+        strengths += [delta.strength] * one.piece.rows
     column = torch.tensor(strengths, dtype=weight.dtype, device=weight.device)[:, None]
-    return Worn(None if len(rows) == stage.size else torch.tensor(rows, device=weight.device), column)
+    if len(runs) > MANY_RUNS:
+        rows = torch.cat([torch.arange(run.start, run.stop) for run in runs])
+        return (Worn(rows.to(weight.device), column),)
+    parts = column.split([run.stop - run.start for run in runs])
+    return tuple(Worn(run, part) for run, part in zip(runs, parts, strict=True))
 
 
 def _hook(
-    name: str, a: Tensor, b: Tensor, scaling: float, worn: Worn, hit: Sequence[set[str]]
+    name: str, a: Tensor, b: Tensor, scaling: float, worn: Sequence[Worn], hit: Sequence[set[str]]
 ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    scales = [one.strengths * scaling for one in worn]
+
     def add_delta(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
         inputs = arguments[0].reshape(-1, a.shape[1])
         flat = output.view(-1, b.shape[0])
-        chosen = inputs if worn.rows is None else inputs[worn.rows]
-        term = ((chosen @ a.T) @ b.T) * (worn.strengths * scaling)
-        if worn.rows is None:
-            flat += term
-        else:
-            flat.index_add_(0, worn.rows, term)
+        for one, scale in zip(worn, scales, strict=True):
+            narrow = (inputs[one.rows] @ a.T).mul_(scale)
+            if isinstance(one.rows, slice):
+                flat[one.rows].addmm_(narrow, b.T)  # in place: copies of wide rows cost more than the products
+            else:
+                flat.index_add_(0, one.rows, narrow @ b.T)
         for modules in hit:
             modules.add(name)
 

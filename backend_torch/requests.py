@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from dualtrace.engine import Batch, IntArray, ModelCard, Read, Reads
+from dualtrace.arrays import IntArray
+from dualtrace.engine import Batch, Read, Reads
+from dualtrace.model_card import ModelCard
 from dualtrace.problems import Internal, InvalidArgument, Reason
 
 

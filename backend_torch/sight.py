@@ -13,12 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from backend_torch.families import Windows
+from backend_torch.forks import Placed, sight_digest
+from backend_torch.strands import Piece
 from dualtrace.masks.receipt import mix
 from dualtrace.problems import Internal, Reason
-
-from .families import Windows
-from .forks import Placed, sight_digest
-from .strands import Piece
 
 Bools = npt.NDArray[np.bool_]
 Tallies = npt.NDArray[np.int64]  # [8, H or 1, pieces] in the order of the fields of `receipt.Counts`

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dualtrace.engine import Batch, IntArray, Live, Read, Reads
+from dualtrace.arrays import IntArray
+from dualtrace.engine import Batch, Live, Read, Reads
 from dualtrace.masks.plan import MaskPlan
 from dualtrace.views import View
 

@@ -16,12 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
+from backend_torch.attention import ATTENTION, register_attention
+from backend_torch.families import Family, Windows, check_config, find_family, read_softcap
 from dualtrace.checkpoint import Checkpoint
+from dualtrace.models.harmless import BUFFERS
 from dualtrace.problems import InvalidArgument, Reason, Unsupported
-from dualtrace.reference.weights import BUFFERS
-
-from .attention import ATTENTION, register_attention
-from .families import Family, Windows, check_config, find_family, read_softcap
 
 DTYPES = {
     "float32": torch.float32,

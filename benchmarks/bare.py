@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.shapes import ChunkedText, random_ids
 from benchmarks.sidecars import THREADS, model_folder
 from benchmarks.table import Missing
-from dualtrace.engine import IntArray
+from dualtrace.arrays import IntArray
 
 
 @cache
@@ -71,15 +71,16 @@ def score_one_by_one(prompt: IntArray, completions: Sequence[IntArray]) -> list[
 
 
 def knock_out(text: ChunkedText, chunks: Sequence[tuple[int, int]], attention: str) -> tuple[list[float], list[float]]:
-    """The answer's logprob with each chunk cut, and KL(base || masked): a full forward with a 4-D mask per chunk."""
+    """The answer's logprob with each chunk cut, and KL(base || masked) if asked: a full forward with a 4-D mask for
+    each chunk, and one without a cut."""
     import torch
 
     model = load_bare(attention)
     ids = torch.from_numpy(text.ids.astype(np.int64))
-    begin, end = text.cut_rows
+    begin, end = text.answer
 
     def answer(mask: Any) -> Any:
-        logits = model(ids[None], attention_mask=mask, use_cache=False).logits[0, begin:end]
+        logits = model(ids[None], attention_mask=mask, use_cache=False).logits[0, begin - 1 : end - 1]
         return logits.double().log_softmax(-1)
 
     causal = torch.full((ids.numel(), ids.numel()), torch.finfo(torch.float32).min).triu(1)
@@ -88,8 +89,9 @@ def knock_out(text: ChunkedText, chunks: Sequence[tuple[int, int]], attention: s
         base = answer(causal[None, None])
         for first, last in chunks:
             mask = causal.clone()
-            mask[begin:end, first:last] = torch.finfo(torch.float32).min
+            mask[slice(*text.cut_rows), first:last] = torch.finfo(torch.float32).min
             masked = answer(mask[None, None])
-            sums.append(float(masked.gather(1, ids[begin + 1 : end + 1, None]).sum()))
-            kls.append(float((base.exp() * (base - masked)).sum()))
+            sums.append(float(masked.gather(1, ids[begin:end, None]).sum()))
+            if text.kl:
+                kls.append(float((base.exp() * (base - masked)).sum()))
     return sums, kls

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.bare import load_bare, load_tokenizer
 from benchmarks.sidecars import THREADS, model_folder
 from benchmarks.table import Missing
-from dualtrace.engine import IntArray
+from dualtrace.arrays import IntArray
 
 Score = Callable[[IntArray, Sequence[IntArray]], list[float]]
 """Sums of logprobs of completions on one prompt."""

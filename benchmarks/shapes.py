@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dualtrace.engine import IntArray, int_array
+from dualtrace.arrays import IntArray
+from dualtrace.engine import int_array
 from dualtrace.masks.spec import Edge, MaskSpec, TokenRange
 from dualtrace.questions.asked import (
     Input,
@@ -59,28 +60,31 @@ def shared_prompt(seed: int = 1) -> SharedPrompt:
 
 @dataclass(frozen=True, eq=False)
 class ChunkedText:
-    """A problem of 32 tokens, 24 chunks of 28, an answer of 32: the answer's rows are cut from each chunk in turn."""
+    """A problem of 32 tokens, 24 chunks of 28, an answer of 32: some rows are cut from each chunk in turn."""
 
     ids: IntArray  # [736]
     chunks: tuple[tuple[int, int], ...]
     answer: tuple[int, int]
+    query_shift: int  # 1: the rows that predict the answer are cut; 0: the rows of the answer themselves
+    kl: bool  # measured against the uncut run; without it, the uncut run is one more variant
 
     @property
     def cut_rows(self) -> tuple[int, int]:
-        """query_shift 1: the rows that predict the answer."""
-        return self.answer[0] - 1, self.answer[1] - 1
+        return self.answer[0] - self.query_shift, self.answer[1] - self.query_shift
 
     def question(self) -> MaskedForwardQuestion:
         rows = TokenRange(*self.cut_rows)
-        variants = tuple(Variant(mask=MaskSpec(edges=(Edge(rows, TokenRange(*chunk)),))) for chunk in self.chunks)
+        cut = [Variant(mask=MaskSpec(edges=(Edge(rows, TokenRange(*chunk)),))) for chunk in self.chunks]
+        variants = tuple(cut) if self.kl else (*cut, Variant())
         return MaskedForwardQuestion(
-            Input(ids=self.ids), variants, reads=(TokenRange(*self.answer),), kl_base_masked=True
+            Input(ids=self.ids), variants, reads=(TokenRange(*self.answer),), kl_base_masked=self.kl
         )
 
 
-def chunked_text(seed: int = 2) -> ChunkedText:
+def chunked_text(query_shift: int, *, kl: bool, seed: int = 2) -> ChunkedText:
     starts = [32 + 28 * number for number in range(24)]
-    return ChunkedText(random_ids(seed, 736), tuple((start, start + 28) for start in starts), (704, 736))
+    chunks = tuple((start, start + 28) for start in starts)
+    return ChunkedText(random_ids(seed, 736), chunks, (704, 736), query_shift, kl)
 
 
 def rolling(seed: int, texts: int, tokens: int, variants: tuple[Variant, ...] = (Variant(),)) -> RollingQuestion:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from dualtrace.comparing.tokenized_question import inputs_of
-from dualtrace.engine import ModelProvenance
 from dualtrace.engine_scorer import EngineScorer
 from dualtrace.fake import FakeEngine, FakeSpec, fake_tokenizer
 from dualtrace.fanout import tell_bug
 from dualtrace.library import BenchmarkFigures, BenchmarkPlan
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import InvalidArgument, Problem, Reason
 from dualtrace.questions.asked import (
     ForwardQuestion,

@@ -20,10 +20,11 @@ from coordinator.settings import CoordinatorSettings
 from coordinator.sides import split_target
 from coordinator.store import Store, new_run_id
 from dualtrace.client import Client
-from dualtrace.engine import ModelProvenance, int_array
+from dualtrace.engine import int_array
 from dualtrace.fanout import tell_bug
 from dualtrace.library import BenchmarkPlan, Fallback, RunMode, RunPlan, RunRecord
 from dualtrace.metrics import CoordinatorMetrics
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import FailedPrecondition, Internal, InvalidArgument, Problem, Reason, Unavailable
 from dualtrace.questions.answers import TokenChunk
 from dualtrace.questions.asked import Input, LogprobItem, LogprobQuestion, ScoreQuestion

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dualtrace.engine import NOTHING, Batch, IntArray, Read, Segment
+from dualtrace.arrays import IntArray
+from dualtrace.engine import NOTHING, Batch, Read, Segment
 from dualtrace.rows import Row
 
 BLOCK_TOKENS = 16

@@ -14,19 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from dualtrace.engine import (
-    Batch,
-    EngineCapabilities,
-    FloatArray,
-    IntArray,
-    Live,
-    ModelCard,
-    ModelProvenance,
-    Readout,
-    Reads,
-    Shape,
-    Step,
-)
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.engine import Batch, Live, Readout, Reads, Shape, Step
+from dualtrace.model_card import EngineCapabilities, ModelCard, ModelProvenance
 from dualtrace.problems import Internal, InvalidArgument, Reason
 from dualtrace.reference.readout import assemble, read_blocks, read_logits
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from dualtrace.engine import ModelCard, ModelProvenance
+from dualtrace.model_card import ModelCard, ModelProvenance
 
 
 class QuestionKind(Enum):

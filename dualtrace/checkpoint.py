@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .problems import InvalidArgument, NotFound, Problem, Reason, Unsupported
+from dualtrace.problems import InvalidArgument, NotFound, Problem, Reason, Unsupported
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 MAX_JSON_BYTES = 64 * 1024 * 1024  # config.json and the shard index are a few hundred KB at most

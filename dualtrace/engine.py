@@ -8,78 +8,23 @@ segment's root ancestor, so how rows were shared or packed can never be seen fro
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.model_card import ModelCard
 from dualtrace.views import BASE, View
 
 if TYPE_CHECKING:
     from dualtrace.masks.plan import MaskPlan
     from dualtrace.masks.receipt import Counts
 
-IntArray = npt.NDArray[np.int32]
-FloatArray = npt.NDArray[np.float64]
-
 Live = Callable[[int], bool]
 """`live(i)`: does anyone still want segment i? Engines ask it between steps and may skip what nobody wants."""
-
-
-@dataclass(frozen=True)
-class ModelProvenance:
-    """What decides the numbers, constant while an engine lives. Its digest is part of a run's identity."""
-
-    model_id: str
-    revision: str
-    family: str  # "llama", "gpt2", ...
-    weights_digest: str  # "sha256:..." as `checkpoint.weights_digest`
-    tokenizer_digest: str  # "sha256:..."; empty when the scorer knows no tokenizer
-    framework: str  # "reference", "torch", "jax", "fake", "python"
-    framework_version: str
-    dtype: str  # "float64", "float32", "bfloat16", ...
-    matmul_precision: str  # "float64", "highest", "tf32", ...
-    device: str  # "cpu", "cuda:0 NVIDIA ..."
-    attention_implementation: str
-    adapter_digests: tuple[tuple[str, str], ...] = ()  # (adapter name, digest), sorted by name
-    synthetic: bool = False  # True when no model stands behind the numbers (fake engine)
-
-    def digest(self) -> str:
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class EngineCapabilities:
-    """What an engine can do. What is not listed as able is refused by name, never served half."""
-
-    steps: bool = False  # a long segment is answered in several Steps
-    shares_prefixes: bool = False  # a parent's tokens are computed once for all its children
-    deterministic: bool = False  # with `Batch.deterministic` the answer is bit-equal whatever stands beside it
-    masks: bool = False  # Segment.mask is obeyed and counted
-    views: bool = False  # Segment.view is obeyed
-    contrasts: bool = False  # Read.against is obeyed
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What the model is: everything planning and validation need to know, and nothing that changes."""
-
-    provenance: ModelProvenance
-    capabilities: EngineCapabilities
-    vocab_size: int  # the logit width: ids 0 .. vocab_size-1 can be scored
-    max_positions: int  # the longest sequence of inputs one window may hold
-    layers: int
-    query_heads: int
-    kv_heads: int
-    hidden_size: int
-    windows: tuple[int | None, ...] = ()  # native sliding window per layer in positions, None = full; () = all full
-    buckets: tuple[str, ...] = ()  # sizes to which calls are padded, by what is padded: "rows 1 2 4"; () = no padding
 
 
 @dataclass(frozen=True)

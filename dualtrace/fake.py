@@ -16,21 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dualtrace.engine import (
-    Batch,
-    EngineCapabilities,
-    EngineSettings,
-    FloatArray,
-    IntArray,
-    Live,
-    ModelCard,
-    ModelProvenance,
-    Read,
-    Readout,
-    Reads,
-    Shape,
-    Step,
-)
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.engine import Batch, EngineSettings, Live, Read, Readout, Reads, Shape, Step
+from dualtrace.model_card import EngineCapabilities, ModelCard, ModelProvenance
 from dualtrace.models.tokenizers import byte_level_tokenizer
 from dualtrace.problems import InvalidArgument, Reason
 from dualtrace.reference.readout import assemble, read_blocks, read_logits

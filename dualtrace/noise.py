@@ -26,7 +26,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from .views import Noise
+from dualtrace.views import Noise
 
 VERSION = "dualtrace.noise.v1"
 BLOCK_NUMBERS = 1 << 18  # bounds the float64 temporaries to a few MB

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dualtrace.engine import IntArray, Read, Readout
+from dualtrace.arrays import IntArray
+from dualtrace.engine import Read, Readout
 from dualtrace.views import BASE, View
 
 if TYPE_CHECKING:

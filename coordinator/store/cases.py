@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.store.pages import PageRequest
 from coordinator.store.rows import check_document, cut_page, read_document
-from coordinator.store.tables import CaseRow, CaseTagRow
+from coordinator.store.tables import CaseRow, CaseTagRow, RetiredCaseRow
 from dualtrace.compare.gates import GatePolicy
 from dualtrace.compare.tolerance import Tolerance
 from dualtrace.library import Case, Page, SideSpec
@@ -67,13 +67,16 @@ async def create(connection: AsyncConnection, case: Case, text: str) -> Case:
     if case.revision:
         message = f"revision {case.revision} given; a new case has none yet: leave it 0, or update the case"
         raise InvalidArgument(Reason.CONFLICT, message, field="revision", allowed="0")
+    # A name goes on counting: an expected revision of a case that was deleted fits no later one by chance.
+    last = await connection.scalar(select(RetiredCaseRow.revision).where(RetiredCaseRow.name == case.name))
+    revision = (last or 0) + 1
     try:
-        await connection.execute(insert(CaseRow).values(name=case.name, revision=1, document=text))
+        await connection.execute(insert(CaseRow).values(name=case.name, revision=revision, document=text))
     except IntegrityError as error:
         message = f"there is a case {case.name} already; update it, or choose another name"
         raise AlreadyExists(Reason.ALREADY_EXISTS, message, field="name") from error
     await _set_tags(connection, case)
-    return replace(case, revision=1)
+    return replace(case, revision=revision)
 
 
 async def read_row(connection: AsyncConnection, name: str) -> CaseParts:
@@ -107,6 +110,8 @@ async def replace_case(connection: AsyncConnection, case: Case, text: str, expec
 async def remove(connection: AsyncConnection, name: str, expected_revision: int) -> None:
     await _expect(connection, name, expected_revision)
     await connection.execute(delete(CaseRow).where(CaseRow.name == name))
+    await connection.execute(delete(RetiredCaseRow).where(RetiredCaseRow.name == name))
+    await connection.execute(insert(RetiredCaseRow).values(name=name, revision=expected_revision))
 
 
 async def list_rows(connection: AsyncConnection, page: PageRequest) -> Sequence[Sequence[Any]]:

@@ -86,6 +86,15 @@ class CaseRow(Table):
     document: Mapped[str] = mapped_column(Text)
 
 
+class RetiredCaseRow(Table):
+    """The last revision that a name had when its case was deleted: one created again goes on from there."""
+
+    __tablename__ = "retired_cases"
+
+    name: Mapped[str] = mapped_column(NAME, primary_key=True)
+    revision: Mapped[int] = mapped_column(BigInteger)
+
+
 class CaseTagRow(Table):
     """One tag of a case."""
 

@@ -8,7 +8,7 @@
 The package knows module names, shapes and float32 numbers. It must not know engines, frameworks or the wire.
 """
 
-from .factors import Delta, Factors
-from .shelf import AdapterShelf
+from dualtrace.adapters.factors import Delta, Factors
+from dualtrace.adapters.shelf import AdapterShelf
 
 __all__ = ["AdapterShelf", "Delta", "Factors"]

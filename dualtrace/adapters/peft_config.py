@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..problems import InvalidArgument, Reason, Unsupported
+from dualtrace.problems import InvalidArgument, Reason, Unsupported
 
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 MAX_RANK = 65_536

@@ -16,10 +16,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, TensorEntry, read_safetensors_header, weights_digest
-from ..problems import InvalidArgument, NotFound, Problem, Reason, Unsupported
-from .factors import Factors, read_only
-from .peft_config import PeftConfig, read_peft_config
+from dualtrace.adapters.factors import Factors, read_only
+from dualtrace.adapters.peft_config import PeftConfig, read_peft_config
+from dualtrace.checkpoint import Checkpoint, TensorEntry, read_safetensors_header, weights_digest
+from dualtrace.problems import InvalidArgument, NotFound, Problem, Reason, Unsupported
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 FACTOR_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")

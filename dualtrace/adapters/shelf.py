@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .. import noise as null_noise
-from ..problems import InvalidArgument, NotFound, Reason
-from ..views import Noise, View
-from .factors import Delta, Factors, read_only
-from .peft_folder import Adapter, Linears, open_adapter
+from dualtrace import noise as null_noise
+from dualtrace.adapters.factors import Delta, Factors, read_only
+from dualtrace.adapters.peft_folder import Adapter, Linears, open_adapter
+from dualtrace.problems import InvalidArgument, NotFound, Reason
+from dualtrace.views import Noise, View
 
 KEPT_NULLS = 4  # null adapters kept in memory: the size of an adapter each, and quickly made again
 

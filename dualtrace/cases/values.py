@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dualtrace.arrays import IntArray
 from dualtrace.cases.documents import Marked, name_kind, place
-from dualtrace.engine import IntArray
 from dualtrace.problems import Problem, Reason
 
 T = TypeVar("T")

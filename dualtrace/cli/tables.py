@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dualtrace.cli.visible import show_line, show_piece
-from dualtrace.engine import ModelProvenance
+from dualtrace.model_card import ModelProvenance
 from dualtrace.questions.answers import Tail
 from dualtrace.questions.asked import Input, ScoreQuestion
 from dualtrace.runs.run import NextEntry, Run, ScoredItem, ScoreEntry, TokenizedEntry

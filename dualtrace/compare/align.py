@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from dualtrace.arrays import FloatArray, IntArray
 from dualtrace.compare.pass_rule import Bools
-from dualtrace.engine import FloatArray, IntArray
 from dualtrace.problems import Internal, Reason
 from dualtrace.questions.answers import ItemHeader, TokenChunk
 from dualtrace.runs.collector import MAX_GAP

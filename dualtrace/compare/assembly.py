@@ -20,8 +20,8 @@ from dualtrace.compare.tokens import ItemPairs
 from dualtrace.compare.tolerance import Tolerance
 from dualtrace.compare.verdict import Evidence, decide
 from dualtrace.compare.wording import describe_divergence, describe_id_mismatch, write_notes
-from dualtrace.engine import ModelProvenance
 from dualtrace.masks import json_form
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import Problem
 from dualtrace.questions.answers import NextTokens, ScoreResult
 from dualtrace.questions.asked import (

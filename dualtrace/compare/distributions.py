@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dualtrace.engine import FloatArray
+from dualtrace.arrays import FloatArray
 from dualtrace.questions.answers import NextTokens, Tail
 from dualtrace.questions.tails import UNDERFLOW_LOGPROB, tail_of
 

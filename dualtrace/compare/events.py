@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dualtrace.compare.pass_rule import TokenStatus
 from dualtrace.compare.sides import SideName
 from dualtrace.compare.tolerance import Tolerance
-from dualtrace.engine import ModelProvenance
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import Problem
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from dualtrace.engine import FloatArray
+from dualtrace.arrays import FloatArray
 from dualtrace.problems import InvalidArgument, Reason
 
 

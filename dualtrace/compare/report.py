@@ -36,7 +36,7 @@ from dualtrace.compare.report_checks import (
     check_verdict,
 )
 from dualtrace.compare.tolerance import Tolerance
-from dualtrace.engine import ModelProvenance
+from dualtrace.model_card import ModelProvenance
 from dualtrace.questions.answers import Execution, Usage
 from dualtrace.questions.asked import Variant
 from dualtrace.records import from_json, malformed, parse_json, to_json
@@ -49,7 +49,7 @@ __all__ = [
     "report_to_text", "write_report",
 ]  # fmt: skip
 
-KIND = "dualtrace.comparing.comparison"
+KIND = "dualtrace.comparison"
 SCHEMA_VERSION = "1.0"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dualtrace.compare.align import broken
 from dualtrace.compare.columns import Column
-from dualtrace.engine import ModelProvenance
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import BadNumbers, Problem, Reason
 from dualtrace.questions.answers import (
     AnswerHeader,

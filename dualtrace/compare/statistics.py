@@ -13,10 +13,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from dualtrace.arrays import FloatArray, IntArray
 from dualtrace.compare.figures import LossDiffSummary, PositionBucket, RankDeltaSummary, TokenSummary
 from dualtrace.compare.pass_rule import Bools, Codes, PassRule, TokenStatus, code_of
 from dualtrace.compare.tokens import ItemPairs, WorstKl
-from dualtrace.engine import FloatArray, IntArray
 
 BUCKET_EDGES = (0, 16, 64, 256, 1024, 4096, 16_384, 65_536, 262_144, 2**31 - 1)
 """Where position buckets begin and end: early tokens are few and tell most."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from dualtrace.compare.pass_rule import PassRule
-from dualtrace.engine import ModelProvenance
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import InvalidArgument, Reason
 
 

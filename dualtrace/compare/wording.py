@@ -8,7 +8,7 @@ from dualtrace.compare.events import IdMismatch
 from dualtrace.compare.figures import TokenSummary
 from dualtrace.compare.tokens import ItemPairs
 from dualtrace.compare.tolerance import Tolerance
-from dualtrace.engine import ModelProvenance
+from dualtrace.model_card import ModelProvenance
 
 
 def describe_divergence(

@@ -16,8 +16,8 @@ from typing import TypeVar
 from dualtrace.card import Card
 from dualtrace.compare.sides import SideName
 from dualtrace.comparing.tokenized_question import inputs_of, needs_tokenizer, take_ids_of_run, tokenize_question
-from dualtrace.engine import ModelProvenance
 from dualtrace.fanout import GRACE_SECONDS, Asked, SideEnded, fan_out, name_deadline, tell_bug
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import DeadlineExceeded, FailedPrecondition, Problem, Reason
 from dualtrace.questions.answers import (
     AnswerEvent,

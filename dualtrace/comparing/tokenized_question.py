@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dualtrace.arrays import IntArray
 from dualtrace.card import Card
-from dualtrace.engine import IntArray, int_array
+from dualtrace.engine import int_array
 from dualtrace.problems import FailedPrecondition, InvalidArgument, Problem, Reason
 from dualtrace.questions.asked import (
     ForwardQuestion,

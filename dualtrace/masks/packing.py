@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from dualtrace.engine import IntArray
+from dualtrace.arrays import IntArray
 from dualtrace.masks.limits import MAX_LENGTH
 from dualtrace.masks.spec import Causal, Edge, MaskSpec, TokenRange, require_ascending, require_index
 from dualtrace.problems import InvalidArgument, Reason

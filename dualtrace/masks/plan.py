@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from dualtrace.engine import IntArray
+from dualtrace.arrays import IntArray
 from dualtrace.masks import runs as r
 from dualtrace.masks import spec as s
 from dualtrace.masks.leaks import leaking_rows

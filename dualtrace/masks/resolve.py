@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from dualtrace.engine import IntArray, ModelCard
+from dualtrace.arrays import IntArray
 from dualtrace.masks import spec as s
 from dualtrace.masks.arrays import BoolArray
 from dualtrace.masks.limits import MAX_LENGTH
+from dualtrace.model_card import ModelCard
 from dualtrace.problems import InvalidArgument, NotFound, Problem, Reason
 
 Longs = npt.NDArray[np.int64]

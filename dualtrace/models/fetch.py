@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..problems import FailedPrecondition, InvalidArgument, Reason, Unavailable
-from .cache import cache_directory
-from .gguf_checkpoint import convert_gguf
+from dualtrace.models.cache import cache_directory
+from dualtrace.models.gguf_checkpoint import convert_gguf
+from dualtrace.problems import FailedPrecondition, InvalidArgument, Reason, Unavailable
 
 Progress = Callable[[str, float], None]
 """`progress(what is done now, share of the whole work done, 0 to 1)`."""

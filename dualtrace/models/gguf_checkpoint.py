@@ -15,8 +15,8 @@ import numpy.typing as npt
 from gguf import GGUFReader, dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from ..problems import InvalidArgument, Reason, Unsupported
-from .weight_file import FloatTensor, write_weights
+from dualtrace.models.weight_file import FloatTensor, write_weights
+from dualtrace.problems import InvalidArgument, Reason, Unsupported
 
 ROWS_AT_A_TIME = 4096  # of a matrix that is dequantised: keeps the peak far below one large embedding
 CONTROL_TOKEN = 3  # tokenizer.ggml.token_type of tokens that are never made of text

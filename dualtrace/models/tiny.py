@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from ..problems import FailedPrecondition, InvalidArgument, Reason
-from .tokenizers import (
+from dualtrace.models.tokenizers import (
     BOS,
     EOS,
     SENTENCE_END,
@@ -30,7 +29,8 @@ from .tokenizers import (
     byte_level_tokenizer,
     sentencepiece_style_tokenizer,
 )
-from .weight_file import FloatTensor, write_weights
+from dualtrace.models.weight_file import FloatTensor, write_weights
+from dualtrace.problems import FailedPrecondition, InvalidArgument, Reason
 
 FAMILIES = ("llama", "gpt2")
 ATTENTIONS = ("mha", "mqa", "gqa")

@@ -14,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from ..checkpoint import open_checkpoint
-from ..problems import FailedPrecondition, InvalidArgument, Reason, Unsupported
-from .tiny import Values, standard_normal
-from .weight_file import FloatTensor, write_weights
+from dualtrace.checkpoint import open_checkpoint
+from dualtrace.models.tiny import Values, standard_normal
+from dualtrace.models.weight_file import FloatTensor, write_weights
+from dualtrace.problems import FailedPrecondition, InvalidArgument, Reason, Unsupported
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 DEFAULT_TARGETS = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",)}

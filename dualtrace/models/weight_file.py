@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..problems import Internal, Reason
+from dualtrace.problems import Internal, Reason
 
 Pieces = Iterable[npt.NDArray[Any]]
 

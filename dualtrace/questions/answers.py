@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dualtrace.engine import FloatArray, IntArray, ModelProvenance
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import Problem
 from dualtrace.tokens import Tokens
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from dualtrace.arrays import IntArray
 from dualtrace.card import QuestionKind
-from dualtrace.engine import IntArray
 from dualtrace.masks.packing import Convention
 from dualtrace.masks.spec import MaskSpec, SegmentName, Span
 from dualtrace.tokens import Boundary, Prefix

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dualtrace.arrays import IntArray
 from dualtrace.card import Limits
-from dualtrace.engine import IntArray
 from dualtrace.masks.resolve import FetchArray, Geometry
 from dualtrace.problems import InvalidArgument, Problem, Reason, Unsupported
 from dualtrace.questions.asked import Input, Variant

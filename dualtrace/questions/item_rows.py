@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dualtrace.engine import IntArray, Read
+from dualtrace.arrays import IntArray
+from dualtrace.engine import Read
 from dualtrace.masks.spec import MaskSpec, SegmentName
 from dualtrace.problems import Problem
 from dualtrace.questions import sight as sights

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dualtrace.engine import IntArray
+from dualtrace.arrays import IntArray
 from dualtrace.masks.resolve import MaskContext, span_tokens
 from dualtrace.masks.spec import SegmentName
 from dualtrace.problems import InvalidArgument, Problem, Reason, Unsupported

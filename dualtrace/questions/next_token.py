@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dualtrace.engine import FloatArray, IntArray, Read
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.engine import Read
 from dualtrace.masks.spec import SegmentName
 from dualtrace.problems import InvalidArgument, Problem, Reason
 from dualtrace.questions.answers import NextTokenResult, NextTokens

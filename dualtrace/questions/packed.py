@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dualtrace.engine import IntArray, Read
+from dualtrace.arrays import IntArray
+from dualtrace.engine import Read
 from dualtrace.masks import packing
 from dualtrace.masks.limits import MAX_LENGTH
 from dualtrace.masks.packing import Convention

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dualtrace.engine import IntArray, Readout
+from dualtrace.arrays import IntArray
+from dualtrace.engine import Readout
 from dualtrace.masks.json_form import digest
 from dualtrace.masks.plan import MaskPlan, compile_mask
 from dualtrace.masks.receipt import Counts, check

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dualtrace.engine import IntArray, Read
+from dualtrace.arrays import IntArray
+from dualtrace.engine import Read
 from dualtrace.problems import Problem
 from dualtrace.questions.answers import ItemHeader
 from dualtrace.questions.sight import Sight

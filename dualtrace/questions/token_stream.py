@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from dualtrace.engine import FloatArray, IntArray, ModelProvenance, Readout
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.engine import Readout
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import BadNumbers, Problem, Reason
 from dualtrace.questions.answers import (
     AnswerHeader,

@@ -4,6 +4,6 @@ It knows Llama-family and GPT-2-family checkpoints. `load` is all that others ne
 and is shared with the fake engine.
 """
 
-from .engine import load
+from dualtrace.reference.engine import load
 
 __all__ = ["load"]

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..engine import FloatArray
+from dualtrace.arrays import FloatArray
 
 BLOCK_ROWS = 256  # rows whose scores against all keys exist at one time; nothing is ever [T, T]
 BoolArray = npt.NDArray[np.bool_]

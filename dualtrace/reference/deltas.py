@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..adapters import Delta
-from ..engine import FloatArray
-from .weights import Linear, project
+from dualtrace.adapters import Delta
+from dualtrace.arrays import FloatArray
+from dualtrace.reference.weights import Linear, project
 
 
 class AdaptedProject:

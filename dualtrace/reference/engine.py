@@ -12,33 +12,21 @@ from typing import Protocol
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from ..adapters import AdapterShelf
-from ..checkpoint import Checkpoint, open_checkpoint, weights_digest
-from ..engine import (
-    Batch,
-    EngineCapabilities,
-    EngineSettings,
-    FloatArray,
-    IntArray,
-    Live,
-    ModelCard,
-    ModelProvenance,
-    Read,
-    Readout,
-    Reads,
-    Shape,
-    Step,
-)
-from ..masks.receipt import Counts
-from ..models.cache import cache_directory
-from ..problems import Exhausted, FailedPrecondition, InvalidArgument, Reason, Unsupported
-from .attention import CausalMask, Mask
-from .deltas import AdaptedProject
-from .gpt2 import Gpt2Config, load_gpt2
-from .llama import LlamaConfig, load_llama
-from .masking import PlannedMask, check_plan
-from .readout import assemble, check_read, read_blocks, read_logits
-from .weights import Linear, Project, project
+from dualtrace.adapters import AdapterShelf
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.checkpoint import Checkpoint, open_checkpoint, weights_digest
+from dualtrace.engine import Batch, EngineSettings, Live, Read, Readout, Reads, Shape, Step
+from dualtrace.masks.receipt import Counts
+from dualtrace.model_card import EngineCapabilities, ModelCard, ModelProvenance
+from dualtrace.models.cache import cache_directory
+from dualtrace.problems import Exhausted, FailedPrecondition, InvalidArgument, Reason, Unsupported
+from dualtrace.reference.attention import CausalMask, Mask
+from dualtrace.reference.deltas import AdaptedProject
+from dualtrace.reference.gpt2 import Gpt2Config, load_gpt2
+from dualtrace.reference.llama import LlamaConfig, load_llama
+from dualtrace.reference.masking import PlannedMask, check_plan
+from dualtrace.reference.readout import assemble, check_read, read_blocks, read_logits
+from dualtrace.reference.weights import Linear, Project, project
 
 
 class Decoder(Protocol):

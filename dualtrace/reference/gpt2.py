@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
-from ..engine import FloatArray, IntArray
-from ..problems import InvalidArgument, Reason
-from .attention import Mask, attend
-from .config import ConfigReader
-from .weights import Linear, Project, TensorTaker
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.checkpoint import Checkpoint
+from dualtrace.problems import InvalidArgument, Reason
+from dualtrace.reference.attention import Mask, attend
+from dualtrace.reference.config import ConfigReader
+from dualtrace.reference.weights import Linear, Project, TensorTaker
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..engine import IntArray, ModelCard
-from ..masks.plan import MaskPlan
-from ..masks.receipt import Counts, Tally
-from ..problems import Internal, InvalidArgument, Reason
-from .attention import BoolArray, Sight
+from dualtrace.arrays import IntArray
+from dualtrace.masks.plan import MaskPlan
+from dualtrace.masks.receipt import Counts, Tally
+from dualtrace.model_card import ModelCard
+from dualtrace.problems import Internal, InvalidArgument, Reason
+from dualtrace.reference.attention import BoolArray, Sight
 
 
 class PlannedMask:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ..engine import FloatArray, IntArray, Read, Readout
-from ..problems import InvalidArgument, Reason
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.engine import Read, Readout
+from dualtrace.problems import InvalidArgument, Reason
 
 BLOCK_ROWS = 64  # rows of [rows, vocabulary] logits that exist at one time
 BoolArray = npt.NDArray[np.bool_]

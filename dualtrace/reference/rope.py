@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import FloatArray, IntArray
-from ..problems import InvalidArgument, Reason
-from .config import ConfigReader
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.problems import InvalidArgument, Reason
+from dualtrace.reference.config import ConfigReader
 
 KINDS = ("default", "linear", "llama3")
 

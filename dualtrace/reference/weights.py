@@ -5,18 +5,15 @@ It knows names and shapes. It must not know what the tensors do; the families' m
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
-from ..engine import FloatArray
-from ..problems import InvalidArgument, Reason
-
-# buffers that some versions of transformers saved beside the weights: they follow from the config
-BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)")
+from dualtrace.arrays import FloatArray
+from dualtrace.checkpoint import Checkpoint
+from dualtrace.models.harmless import BUFFERS
+from dualtrace.problems import InvalidArgument, Reason
 
 
 @dataclass(frozen=True)

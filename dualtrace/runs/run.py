@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dualtrace.card import QuestionKind
-from dualtrace.engine import ModelProvenance
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import BY_CODE, Detail, Internal, InvalidArgument, Problem, Reason
 from dualtrace.questions.answers import Applied, Execution, RollingWindows, Tail, Usage
 from dualtrace.questions.asked import (

@@ -11,8 +11,9 @@ from itertools import groupby
 
 import numpy as np
 
+from dualtrace.arrays import FloatArray, IntArray
 from dualtrace.card import Capabilities, Card, Limits, QuestionKind
-from dualtrace.engine import FloatArray, IntArray, int_array
+from dualtrace.engine import int_array
 from dualtrace.problems import FailedPrecondition, Internal, InvalidArgument, Problem, Reason, Unsupported
 from dualtrace.questions.answers import (
     AnswerEvent,

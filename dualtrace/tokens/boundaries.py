@@ -11,7 +11,7 @@ from enum import Enum
 
 import numpy as np
 
-from dualtrace.engine import IntArray
+from dualtrace.arrays import IntArray
 from dualtrace.problems import InvalidArgument, Reason
 from dualtrace.tokens.sequence import Tokens, check_text
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dualtrace.engine import IntArray
+from dualtrace.arrays import IntArray
 
 Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dualtrace.engine import IntArray
+from dualtrace.arrays import IntArray
 from dualtrace.problems import InvalidArgument, Reason
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import tokenizers
 
-from dualtrace.engine import IntArray
+from dualtrace.arrays import IntArray
 from dualtrace.problems import InvalidArgument, Problem, Reason, Unsupported
 from dualtrace.tokens import boundaries, definition, pieces, prefixes
 from dualtrace.tokens.definition import SpecialName, Stages, invalid

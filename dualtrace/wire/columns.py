@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dualtrace.engine import FloatArray, IntArray
+from dualtrace.arrays import FloatArray, IntArray
 from dualtrace.questions.answers import (
     Applied,
     Usage,

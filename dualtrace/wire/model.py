@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dualtrace.card import Capabilities, Card, Limits, QuestionKind
-from dualtrace.engine import ModelProvenance
+from dualtrace.model_card import ModelProvenance
 from dualtrace.questions.answers import Execution
 from dualtrace.v1 import model_pb2 as pb
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dualtrace.engine import IntArray
+from dualtrace.arrays import IntArray
 from dualtrace.problems import InvalidArgument, Reason
 from dualtrace.questions.asked import Input
 from dualtrace.tokens import Boundary, Prefix, PrefixKind, Tokens

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dualtrace.engine import NOTHING, Batch, Engine, IntArray, Read, Readout, Segment, int_array
+from dualtrace.arrays import IntArray
+from dualtrace.engine import NOTHING, Batch, Engine, Read, Readout, Segment, int_array
 from dualtrace.problems import Problem, Reason
 from dualtrace.rows import Row, plain_row
 from tests.support.answering import joined, wanted

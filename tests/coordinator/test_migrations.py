@@ -26,7 +26,7 @@ VERSIONS = Path(migrations.__file__).parent / "versions"
 BROKEN = """
 from alembic import op
 import sqlalchemy as sa
-revision, down_revision = "0002", "0001"
+revision, down_revision = "0003", "0002"
 def upgrade():
     op.create_table("half", sa.Column("x", sa.Integer()))
     op.drop_table("job_events")
@@ -35,7 +35,7 @@ def upgrade():
 GOOD = """
 from alembic import op
 import sqlalchemy as sa
-revision, down_revision = "0002", "0001"
+revision, down_revision = "0003", "0002"
 def upgrade():
     op.add_column("runs", sa.Column("note", sa.Text(), nullable=False, server_default="none"))
 """
@@ -56,7 +56,7 @@ def plan_next(monkeypatch: pytest.MonkeyPatch, folder: Path, source: str) -> Non
     (folder / "versions").mkdir(parents=True)
     for path in VERSIONS.glob("v*.py"):
         shutil.copy(path, folder / "versions")
-    (folder / "versions" / "v0002_next.py").write_text(source)
+    (folder / "versions" / "v0003_next.py").write_text(source)
     scripts = ScriptDirectory(str(folder))
     monkeypatch.setattr(migrations, "_scripts", lambda: scripts)
 
@@ -127,7 +127,7 @@ async def test_a_step_forward_keeps_the_rows(tmp_path: Path, monkeypatch: pytest
     plan_next(monkeypatch, tmp_path / "later", GOOD)
     await (await Store.open(tmp_path)).close()
     assert query(tmp_path, "SELECT run_id, note FROM runs ORDER BY 1") == [(RUNS[0], "none"), (RUNS[1], "none")]
-    assert query(tmp_path, "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert query(tmp_path, "SELECT version_num FROM alembic_version") == [("0003",)]
 
 
 async def test_a_migration_that_fails_leaves_the_database_as_it_was(

@@ -19,8 +19,9 @@ import pytest
 
 from backend_jax import load
 from backend_jax.engine import JaxEngine
+from dualtrace.arrays import IntArray
 from dualtrace.checkpoint import open_checkpoint
-from dualtrace.engine import NOTHING, Batch, EngineSettings, IntArray, Read, Readout, Segment, Shape, Step, int_array
+from dualtrace.engine import NOTHING, Batch, EngineSettings, Read, Readout, Segment, Shape, Step, int_array
 from dualtrace.models.weight_file import write_weights
 from dualtrace.problems import Problem, Reason
 from dualtrace.reference import load as load_reference

@@ -13,7 +13,8 @@ import pytest
 
 from backend_jax import load
 from backend_jax.families import family_names
-from dualtrace.engine import Batch, Engine, EngineSettings, FloatArray, Read, Readout, Segment, int_array
+from dualtrace.arrays import FloatArray
+from dualtrace.engine import Batch, Engine, EngineSettings, Read, Readout, Segment, int_array
 from dualtrace.masks import receipt
 from dualtrace.masks import spec as s
 from dualtrace.masks.plan import MaskPlan, compile_mask

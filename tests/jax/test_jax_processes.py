@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dualtrace.arrays import FloatArray
 from dualtrace.client import BlockingClient, Connection
-from dualtrace.engine import Batch, FloatArray, Read, Segment, int_array
+from dualtrace.engine import Batch, Read, Segment, int_array
 from dualtrace.questions.answers import TokenChunk
 from dualtrace.questions.asked import Input, RollingQuestion
 from tests.support.processes import Process, Processes

@@ -11,8 +11,9 @@ import pytest
 from backend_jax.device import house_rules
 from backend_jax.readout import Asked, base_block, contrast_block, read_block
 from backend_jax.shapes import RowPlan, pack, token_buckets
-from dualtrace.engine import IntArray, int_array
+from dualtrace.arrays import IntArray
 from dualtrace.engine import Read as Question
+from dualtrace.engine import int_array
 from dualtrace.reference.readout import read_logits
 from tests.support.tolerances import FLOAT32_HIGHEST
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from backend_jax import load
-from dualtrace.engine import Batch, EngineSettings, FloatArray, Read, Segment, int_array
+from dualtrace.arrays import FloatArray
+from dualtrace.engine import Batch, EngineSettings, Read, Segment, int_array
 from dualtrace.models.fetch import fetch_smollm2
 from dualtrace.tokens import Tokenizer
 from tests.support.tolerances import FLOAT32_HIGHEST

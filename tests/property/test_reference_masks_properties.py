@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dualtrace.engine import NOTHING, IntArray, int_array
+from dualtrace.arrays import IntArray
+from dualtrace.engine import NOTHING, int_array
 from dualtrace.masks import receipt
 from dualtrace.masks import spec as s
 from dualtrace.masks.arrays import BoolArray

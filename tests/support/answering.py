@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from dualtrace.arrays import FloatArray, IntArray
 from dualtrace.batching import lay_out
 from dualtrace.card import Limits
-from dualtrace.engine import Batch, Engine, FloatArray, IntArray, Live, Read, Readout, Segment, int_array
+from dualtrace.engine import Batch, Engine, Live, Read, Readout, Segment, int_array
 from dualtrace.fake import FakeEngine, FakeSpec, fake_tokenizer
 from dualtrace.problems import Problem
 from dualtrace.questions.answers import ItemDone, ItemProblem, NextTokenResult, ScoreResult, TokenChunk

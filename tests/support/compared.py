@@ -18,7 +18,8 @@ from dualtrace.compare.gates import DEFAULT_GATES, GatePolicy
 from dualtrace.compare.report import CompareReport
 from dualtrace.compare.sides import SIDES, SideFacts, SideName
 from dualtrace.compare.tolerance import Tolerance, request_tolerance
-from dualtrace.engine import ModelProvenance, int_array
+from dualtrace.engine import int_array
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import BY_CODE, Problem, Reason
 from dualtrace.questions.answers import (
     AnswerEvent,

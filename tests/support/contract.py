@@ -17,9 +17,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from dualtrace.batching import lay_out
-from dualtrace.engine import Batch, Engine, EngineSettings, Live, ModelCard, Readout, Reads, Shape, Step
+from dualtrace.engine import Batch, Engine, EngineSettings, Live, Readout, Reads, Shape, Step
 from dualtrace.engine_scorer import EngineScorer
 from dualtrace.fake import fake_tokenizer
+from dualtrace.model_card import ModelCard
 from dualtrace.rows import Row
 from dualtrace.tokens import Tokenizer
 from tests.conftest import ENGINE_MODULES

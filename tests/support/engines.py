@@ -1,23 +1,25 @@
-"""Engines under test, by name, each loaded once in a test session; and how near an engine must be to the reference.
+"""Engines under test: loaded by the name they announce, lent to scorers that would close them, held to the reference.
 
-It knows the names of tests/conftest.py and the tolerance table. It must not know any engine's insides.
+It knows the engine registry and the tolerance table. It must not know any engine's insides.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dualtrace.engine import Engine, EngineSettings, FloatArray, ModelCard
-from tests.conftest import ENGINE_MODULES
+from dualtrace.arrays import FloatArray
+from dualtrace.engine import Engine, EngineSettings
+from dualtrace.model_card import ModelCard
 from tests.support.adapters import broken_adapter, tiny_adapter
 from tests.support.tiny import tiny_model
 from tests.support.tolerances import Precision, Tolerance, find_tolerance
+
+SHORT_STEP = 8  # tokens, so that tiny texts take several steps where an engine has steps
 
 MODELS: dict[str, tuple[tuple[str, str], ...]] = {
     "llama mha": (),
@@ -35,8 +37,51 @@ def loaded(engine_name: str, model: str, *, adapters: bool = False, step_tokens:
     settings = EngineSettings(
         model=folder, adapters=_adapters(folder) if adapters else (), step_tokens=step_tokens, options={}
     )
-    engine: Engine = importlib.import_module(ENGINE_MODULES[engine_name]).load(settings)
-    return engine
+    return find_engine(engine_name)(settings)
+
+
+def load_engine(engine_name: str, model: Path, *, step_tokens: int = SHORT_STEP, **options: str) -> Engine:
+    """A new engine over a model; options are those that only this engine knows."""
+    return find_engine(engine_name)(EngineSettings(model=model, step_tokens=step_tokens, options=options))
+
+
+class Lent:
+    """An engine that outlives the scorer it is lent to."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def card(self) -> ModelCard:
+        return self._engine.card
+
+    def prepare(self, shape: Shape) -> None:
+        self._engine.prepare(shape)
+
+    def forward(self, batch: Batch, reads: Reads, live: Live) -> Iterator[Step]:
+        return self._engine.forward(batch, reads, live)
+
+    def close(self) -> None:
+        """Its owner still needs it."""
+
+
+class LentPreparing(Lent):
+    """The same for an engine that compiles."""
+
+    def __init__(self, engine: Engine, preparing: Preparing) -> None:
+        super().__init__(engine)
+        self._preparing = preparing
+
+    def list_missing(self, batch: Batch, reads: Reads) -> tuple[Preparation, ...]:
+        return self._preparing.list_missing(batch, reads)
+
+    def list_usual(self) -> tuple[Preparation, ...]:
+        return self._preparing.list_usual()
+
+
+def lend(engine: Engine) -> Engine:
+    """All that the engine has but its end."""
+    return LentPreparing(engine, engine) if isinstance(engine, Preparing) else Lent(engine)
 
 
 @cache

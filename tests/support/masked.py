@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from dualtrace.engine import NOTHING, Batch, Engine, FloatArray, IntArray, ModelCard, Read, Readout, Segment, int_array
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.engine import NOTHING, Batch, Engine, Read, Readout, Segment, int_array
 from dualtrace.masks import spec as s
 from dualtrace.masks.arrays import BoolArray
 from dualtrace.masks.plan import MaskPlan, compile_mask
 from dualtrace.masks.receipt import Counts, no_counts
 from dualtrace.masks.resolve import MaskContext, geometry_of, resolve
+from dualtrace.model_card import ModelCard
 from dualtrace.views import BASE, View
 
 IDS = int_array([5, 300, 17, 17, 42, 260, 7, 99, 311, 20, 64, 5, 8, 210, 33, 150, 42, 6, 77, 301, 12, 19, 260, 3])

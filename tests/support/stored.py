@@ -8,7 +8,6 @@ from coordinator.store import new_comparison_id, new_run_id
 from dualtrace.compare.gates import DEFAULT_GATES, GateName, GateResult, GateVerdict
 from dualtrace.compare.report import CompareReport, SideReport, Verdict
 from dualtrace.compare.tolerance import Tolerance
-from dualtrace.engine import ModelProvenance
 from dualtrace.library import (
     BenchmarkFigures,
     Case,
@@ -17,6 +16,7 @@ from dualtrace.library import (
     RunRecord,
     SideSpec,
 )
+from dualtrace.model_card import ModelProvenance
 from dualtrace.questions.answers import Execution, Usage
 from dualtrace.questions.asked import Input, RollingQuestion, TokenizeQuestion, Variant
 from dualtrace.runs.run import Run, ScoredItem, StoredProblem, TokenizedEntry

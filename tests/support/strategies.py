@@ -12,7 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from dualtrace.card import Capabilities, Card, Limits, QuestionKind
-from dualtrace.engine import ModelProvenance, int_array
+from dualtrace.engine import int_array
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import BY_CODE, Problem, Reason
 from dualtrace.questions.answers import (
     AnswerHeader,

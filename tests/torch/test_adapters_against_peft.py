@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualtrace.engine import EngineSettings, FloatArray
+from dualtrace.arrays import FloatArray
+from dualtrace.engine import EngineSettings
 from dualtrace.reference.engine import ReferenceEngine, load
 from dualtrace.views import BASE, View, finetuned, scaled
 from tests.support.adapters import Config, Tensors, changed_adapter, tiny_adapter

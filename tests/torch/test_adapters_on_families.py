@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualtrace.engine import NOTHING, Batch, Engine, EngineSettings, FloatArray, Read, Readout, Segment, int_array
+from dualtrace.arrays import FloatArray
+from dualtrace.engine import NOTHING, Batch, Engine, EngineSettings, Read, Readout, Segment, int_array
 from dualtrace.masks import spec as s
 from dualtrace.masks.plan import compile_mask
 from dualtrace.masks.resolve import MaskContext, geometry_of, resolve

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualtrace.engine import Engine, EngineSettings, FloatArray, int_array
+from dualtrace.arrays import FloatArray
+from dualtrace.engine import Engine, EngineSettings, int_array
 from dualtrace.masks.spec import Edge, MaskSpec, TokenRange
 from dualtrace.models.fetch import fetch_smollm2
 from dualtrace.questions.answers import ItemDone, ItemProblem, TokenChunk

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualtrace.engine import Batch, FloatArray, Read, Segment, int_array
+from dualtrace.arrays import FloatArray
+from dualtrace.engine import Batch, Read, Segment, int_array
 from tests.support.tiny import tiny_model, tiny_reference
 from tests.support.tolerances import FLOAT64
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualtrace.engine import NOTHING, Engine, EngineSettings, FloatArray, Read, Segment, int_array
+from dualtrace.arrays import FloatArray
+from dualtrace.engine import NOTHING, Engine, EngineSettings, Read, Segment, int_array
 from tests.support.contract import tolerance_of
 from tests.support.masked import run
 from tests.support.tiny import tiny_model

@@ -9,18 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualtrace.engine import (
-    NOTHING,
-    Batch,
-    Engine,
-    EngineSettings,
-    FloatArray,
-    IntArray,
-    Read,
-    Readout,
-    Segment,
-    int_array,
-)
+from dualtrace.arrays import FloatArray, IntArray
+from dualtrace.engine import NOTHING, Batch, Engine, EngineSettings, Read, Readout, Segment, int_array
 from dualtrace.masks import receipt
 from dualtrace.masks import spec as s
 from dualtrace.masks.plan import MaskPlan, compile_mask

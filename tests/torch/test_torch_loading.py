@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualtrace.engine import EngineSettings, ModelCard
+from dualtrace.engine import EngineSettings
+from dualtrace.model_card import ModelCard
 from dualtrace.models.weight_file import write_weights
 from dualtrace.problems import Problem, Reason
 from dualtrace.reference import load as load_reference

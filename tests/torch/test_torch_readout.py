@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualtrace.engine import FloatArray, Read, int_array
+from dualtrace.arrays import FloatArray
+from dualtrace.engine import Read, int_array
 from tests.support.tolerances import LOGSUMEXP_FLOAT32
 
 pytestmark = pytest.mark.torch

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualtrace.engine import NOTHING, Engine, EngineSettings, FloatArray, Read, Segment, int_array
+from dualtrace.arrays import FloatArray
+from dualtrace.engine import NOTHING, Engine, EngineSettings, Read, Segment, int_array
 from dualtrace.masks.plan import MaskPlan
 from tests.support.masked import IDS, MASKS, TOKENS, plan_for, run
 from tests.support.tiny import tiny_model

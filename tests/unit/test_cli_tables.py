@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 
 from dualtrace.cli.output import show
 from dualtrace.cli.tables import item_summary, model_line, surprise_style, token_table
-from dualtrace.engine import ModelProvenance
+from dualtrace.model_card import ModelProvenance
 from dualtrace.runs.run import ScoredItem
 
 LOGPROBS = (None, -0.1234, -11.9876, -123456.5, -2.0)

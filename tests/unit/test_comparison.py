@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dualtrace.arrays import IntArray
 from dualtrace.callable_engine import CallableEngine
 from dualtrace.card import Card
 from dualtrace.compare.events import CompareHeader, FirstDivergence, SideFailed, TokenPairs
@@ -19,7 +20,7 @@ from dualtrace.compare.report import CompareReport, Verdict
 from dualtrace.compare.sides import SideName
 from dualtrace.compare.tolerance import request_tolerance
 from dualtrace.comparing.comparison import CompareOptions, Comparison, LiveSide, Told
-from dualtrace.engine import IntArray, int_array
+from dualtrace.engine import int_array
 from dualtrace.engine_scorer import EngineScorer
 from dualtrace.fake import FakeEngine, FakeSpec, past_states
 from dualtrace.problems import DeadlineExceeded, InvalidArgument, Reason, Unavailable, Unsupported

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from dualtrace.arrays import FloatArray
 from dualtrace.checkpoint import open_checkpoint
-from dualtrace.engine import NOTHING, Batch, EngineSettings, FloatArray, Read, Readout, Segment, int_array
+from dualtrace.engine import NOTHING, Batch, EngineSettings, Read, Readout, Segment, int_array
 from dualtrace.models.weight_file import write_weights
 from dualtrace.problems import Problem, Reason
 from dualtrace.reference.attention import CausalMask

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualtrace.engine import NOTHING, Batch, FloatArray, Read, Segment, int_array
+from dualtrace.arrays import FloatArray
+from dualtrace.engine import NOTHING, Batch, Read, Segment, int_array
 from dualtrace.masks import packing, receipt
 from dualtrace.masks import spec as s
 from dualtrace.masks.arrays import BoolArray

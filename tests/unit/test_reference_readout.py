@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualtrace.engine import FloatArray, Read, Readout, int_array
+from dualtrace.arrays import FloatArray
+from dualtrace.engine import Read, Readout, int_array
 from dualtrace.problems import Problem, Reason
 from dualtrace.reference.readout import assemble, read_blocks, read_logits
 

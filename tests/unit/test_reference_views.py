@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dualtrace.arrays import FloatArray
 from dualtrace.checkpoint import open_checkpoint
-from dualtrace.engine import NOTHING, EngineSettings, FloatArray
+from dualtrace.engine import NOTHING, EngineSettings
 from dualtrace.masks import receipt
 from dualtrace.models.weight_file import write_weights
 from dualtrace.noise import draw

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualtrace.engine import ModelProvenance
 from dualtrace.engine_scorer import EngineScorer
 from dualtrace.fake import FakeEngine, fake_tokenizer, parse_spec
 from dualtrace.masks.spec import Alignment, CharRange, Edge, MaskSpec, Named, SegmentName, Sliding, TokenRange
+from dualtrace.model_card import ModelProvenance
 from dualtrace.problems import BadNumbers, Internal, InvalidArgument, Problem, Reason
 from dualtrace.questions.answers import (
     AnswerHeader,

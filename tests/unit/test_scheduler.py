@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from dualtrace.calls import Ticket
-from dualtrace.engine import Batch, Live, ModelCard, Read, Reads, Shape, Step
+from dualtrace.engine import Batch, Live, Read, Reads, Shape, Step
 from dualtrace.fake import FakeEngine, FakeSpec
 from dualtrace.metrics import Metrics
+from dualtrace.model_card import ModelCard
 from dualtrace.problems import Cancelled, DeadlineExceeded, Exhausted, Problem, Reason, Unavailable
 from dualtrace.rows import Row, plain_row
 from dualtrace.scheduler import Scheduler, SchedulerLimits

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 
 from dualtrace.card import Capabilities, Limits, QuestionKind
-from dualtrace.engine import ModelProvenance
+from dualtrace.model_card import ModelProvenance
 from dualtrace.v1 import model_pb2 as pb
 from dualtrace.wire import model as wire
 from tests.support import strategies as known
