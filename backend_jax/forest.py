@@ -15,15 +15,16 @@ import numpy.typing as npt
 
 from backend_jax.architecture import Architecture
 from backend_jax.attention import Keys
-from backend_jax.call import Grid, Part
-from backend_jax.masking import counts_of
+from backend_jax.call import Below, Grid, Part
+from backend_jax.fork import Fork, choose_fork
 from backend_jax.reader import Pending, Side
 from backend_jax.runner import Kept, Ran
-from backend_jax.shapes import MOST_TOKENS, SIDE_BY_SIDE, bucket, pack, token_bucket
+from backend_jax.shapes import MOST_TOKENS, SIDE_BY_SIDE, Reach, Span, bucket, pack, token_bucket
 from dualtrace.adapters import Delta
 from dualtrace.arrays import IntArray
 from dualtrace.engine import Batch, Live, Read, Readout, Reads, Step
 from dualtrace.masks.plan import MaskPlan
+from dualtrace.masks.receipt import Counts
 from dualtrace.views import View
 
 MOST_VIEWS = 16  # adapters and strengths of one call
@@ -40,6 +41,15 @@ class Trunk:
 ROOT = Trunk(None, 0)
 
 
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What a call made of one part."""
+
+    hidden: npt.NDArray[np.generic]  # [n, hidden]
+    bucket: str
+    counts: Counts | None
+
+
 class Calls(Protocol):
     """The runner, or what stands in for it while a batch is rehearsed."""
 
@@ -51,10 +61,12 @@ class Calls(Protocol):
     def width(self) -> int: ...
     @property
     def delta(self) -> Callable[[View], Delta | None]: ...
+    def span(self, reach: Reach, fork: int = 0) -> Span: ...
     def known_rows(
-        self, past_tokens: int, masks: Sequence[MaskPlan | None], views: Sequence[View]
+        self, past_tokens: int, masks: Sequence[MaskPlan | None], views: Sequence[View], span: Span
     ) -> frozenset[tuple[int, int]]: ...
     def run(self, parts: Sequence[Part], grid: Grid, kept: Kept | None, *, keep: bool = False) -> Ran: ...
+    def run_forked(self, parts: Sequence[Part], grid: Grid, below: Below, kept: Kept | None) -> Ran: ...
     def append(self, kept: Kept | None, fresh: Keys, parts: Sequence[Part], *, owned: bool) -> Kept: ...
 
 
@@ -130,18 +142,39 @@ class Forest:
             waiting = waiting[len(members) :]
             if not any(map(self._is_wanted, members)):
                 continue
-            segments = [self._batch.segments[i] for i in members]
-            lengths = tuple(segment.ids.size for segment in segments)
-            kinds = tuple(segment.view.key for segment in segments)
-            past = trunk.kept.tokens if trunk.kept else 0
-            masks, views = [segment.mask for segment in segments], [segment.view for segment in segments]
-            plan = pack(lengths, kinds, self._runner.known_rows(past, masks, views))
-            parts = [
-                self._part(i, self._own_start[i], self._own_start[i] + size, row=row, offset=offset)
-                for i, size, (row, offset) in zip(members, lengths, plan.places, strict=True)
-            ]
-            grid = Grid(1, plan.rows, plan.tokens, past)
-            yield from self._harvest(parts, grid, self._runner.run(parts, grid, trunk.kept))
+            yield from self._run_leaves(members, trunk)
+
+    def _run_leaves(self, members: Sequence[int], trunk: Trunk) -> Iterator[Step]:
+        layers = self._runner.architecture.layers
+        fork = choose_fork([self._batch.segments[i] for i in members], trunk.rows, layers)
+        if fork is None:
+            parts, grid = self._lay(members, trunk, self._runner.span(Reach.WHOLE))
+            ran = self._runner.run(parts, grid, trunk.kept)
+        else:
+            parts, grid = self._lay(members, trunk, self._runner.span(Reach.ABOVE, fork.layer))
+            ran = self._runner.run_forked(parts, grid, self._lay_below(members, trunk, fork), trunk.kept)
+        yield from self._harvest(parts, grid, ran)
+
+    def _lay_below(self, members: Sequence[int], trunk: Trunk, fork: Fork) -> Below:
+        standing = tuple(dict.fromkeys(fork.standing))
+        span = self._runner.span(Reach.BELOW, fork.layer)
+        parts, grid = self._lay([members[i] for i in standing], trunk, span)
+        part_of = dict(zip(standing, parts, strict=True))
+        return Below(fork.layer, tuple(part_of[i] for i in fork.standing), grid)
+
+    def _lay(self, members: Sequence[int], trunk: Trunk, span: Span) -> tuple[list[Part], Grid]:
+        """Leaves in rows of one length, for a call of these layers."""
+        segments = [self._batch.segments[i] for i in members]
+        lengths = tuple(segment.ids.size for segment in segments)
+        kinds = tuple(segment.view.key for segment in segments)
+        past = trunk.kept.tokens if trunk.kept else 0
+        masks, views = [segment.mask for segment in segments], [segment.view for segment in segments]
+        plan = pack(lengths, kinds, self._runner.known_rows(past, masks, views, span))
+        parts = [
+            self._part(i, self._own_start[i], self._own_start[i] + size, row=row, offset=offset)
+            for i, size, (row, offset) in zip(members, lengths, plan.places, strict=True)
+        ]
+        return parts, Grid(1, plan.rows, plan.tokens, past)
 
     def _take(self, waiting: Sequence[int]) -> list[int]:
         """As many as one call holds; the first always goes."""
@@ -238,7 +271,7 @@ class Forest:
 
     def _harvest(self, parts: Sequence[Part], grid: Grid, ran: Ran) -> Iterator[Step]:
         pending = []
-        for part in parts:
+        for number, part in enumerate(parts):
             if not self._is_wanted(part.segment):
                 continue
             first = grid.first_flat(part)
@@ -246,14 +279,14 @@ class Forest:
             for row in self._needed.get(part.segment, ()):
                 if part.start <= row < part.stop:
                     self._rows_kept[part.segment, row] = hidden[row - part.start].copy()
-            pending.append(self._pend(part.segment, part.start, part.stop, part.size, (part, hidden, ran)))
+            made = _Made(hidden, ran.bucket, ran.counts(parts, number, self._runner.architecture.query_heads))
+            pending.append(self._pend(part.segment, part.start, part.stop, part.size, made))
         if pending:
-            padded = ran.shape.pasts * ran.shape.rows * ran.shape.tokens - sum(part.size for part in parts)
-            pending[0] = (replace(pending[0][0], padded_tokens=padded), *pending[0][1:])
+            pending[0] = (replace(pending[0][0], padded_tokens=ran.count_empty(parts)), *pending[0][1:])
         yield from self._emit(pending)
 
     def _pend(
-        self, index: int, start: int, stop: int, computed: int, made: tuple[Part, npt.NDArray[np.generic], Ran] | None
+        self, index: int, start: int, stop: int, computed: int, made: _Made | None
     ) -> tuple[Readout, Read, npt.NDArray[np.generic]]:
         """What is read of one part: its rows, and with a segment's first part the rows that its ancestors computed."""
         asked, segment = self._reads[index], self._batch.segments[index]
@@ -262,9 +295,6 @@ class Forest:
         inside = (asked.rows >= first) & (asked.rows < stop)
         targets = None if asked.targets is None else asked.targets[inside]
         read = Read(asked.rows[inside], targets, asked.top_k, asked.extra_ids, asked.tail, asked.against)
-        counts = None
-        if segment.mask is not None and made is not None and made[2].tallies is not None:
-            counts = counts_of(made[0], made[2].tallies, self._runner.architecture.query_heads)
         delta = self._runner.delta(segment.view)
         readout = Readout(
             index,
@@ -272,14 +302,14 @@ class Forest:
             stop,
             read.rows,
             computed,
-            counts=counts,
+            counts=made.counts if made else None,
             delta_modules=delta.modules if delta else None,
-            bucket=made[2].shape.name if made else "",
+            bucket=made.bucket if made else "",
         )
         below = int(np.searchsorted(read.rows, start))  # rows that ancestors computed
         hidden = self._stack_kept([(self._owner(index, row), row) for row in read.rows[:below].tolist()])
         if made is not None:
-            own = made[1][read.rows[below:] - start]
+            own = made.hidden[read.rows[below:] - start]
             hidden = np.concatenate([hidden, own]) if below else own
         return readout, read, hidden
 

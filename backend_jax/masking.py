@@ -91,9 +91,7 @@ def build_masks(
     return Masks(*arrays, number_of, _mixes(parts, grid))  # type: ignore[arg-type]
 
 
-def _number_layers(
-    architecture: Architecture, plans: Sequence[MaskPlan | None], layers: range
-) -> dict[int, int]:
+def _number_layers(architecture: Architecture, plans: Sequence[MaskPlan | None], layers: range) -> dict[int, int]:
     """The number of each layer's booleans: layers in which every part has the same rules share theirs."""
     numbers: dict[tuple[object, ...], int] = {}
     found = {}

@@ -55,13 +55,6 @@ class Lora(NamedTuple):
     chosen: Chosen
 
 
-class Start(NamedTuple):
-    """Where rows begin that others stood for below a fork."""
-
-    states: Array  # [*, hidden] of the rows that stood
-    source: Array  # [N,C,T] int32, which of these each token goes on from
-
-
 class Outputs(NamedTuple):
     hidden: Array  # [N*C*T, outer] what the head reads; below a fork [N*C*T, hidden] states
     keys: Array | None  # [L,N,G,T,D] when kept
@@ -114,14 +107,14 @@ def forward_above(
     masks: Masks | None,
     lora: Lora | None,
     fork: Array,
-    start: Start,
+    states: Array,
 ) -> Outputs:
-    """The layers from `fork` [] int32 on. Counts of the others are nothing."""
+    """The layers from `fork` [] int32 on, from its input [N,C,T,hidden]. Counts of the others are nothing."""
     inside, outside = _split_factors(architecture, lora)
     layer = _Layer(architecture, False, rows, past, masks, lora)
     inputs = _layer_inputs(architecture, weights, past, masks, inside)
     end = jnp.full_like(fork, architecture.layers)
-    states, counts = _run_layers(layer, start.states[start.source], inputs, fork, end)
+    states, counts = _run_layers(layer, states, inputs, fork, end)
     return Outputs(_finish(architecture, weights, states, outside, lora), None, None, counts)
 
 

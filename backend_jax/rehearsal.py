@@ -13,11 +13,12 @@ import numpy as np
 
 from backend_jax.architecture import Architecture
 from backend_jax.attention import Keys
-from backend_jax.call import Grid, Part
+from backend_jax.call import Below, Grid, Part
 from backend_jax.forest import Forest
 from backend_jax.programs import Recipe
 from backend_jax.reader import Pending, Reader
-from backend_jax.runner import Kept, Ran, Runner, Size, plan_append
+from backend_jax.runner import Kept, Ran, RanBelow, Runner, Size, plan_append
+from backend_jax.shapes import CallShape, Reach, Span
 from dualtrace.adapters import Delta
 from dualtrace.engine import Batch, Readout, Reads
 from dualtrace.masks.plan import MaskPlan
@@ -54,14 +55,28 @@ class _Runner:
     def delta(self) -> Callable[[View], Delta | None]:
         return self._runner.delta
 
-    def known_rows(self, past_tokens: int, masks: Sequence[MaskPlan | None], views: Sequence[View]) -> frozenset[Size]:
-        return self._runner.known_rows(past_tokens, masks, views)
+    def span(self, reach: Reach, fork: int = 0) -> Span:
+        return self._runner.span(reach, fork)
+
+    def known_rows(
+        self, past_tokens: int, masks: Sequence[MaskPlan | None], views: Sequence[View], span: Span
+    ) -> frozenset[Size]:
+        return self._runner.known_rows(past_tokens, masks, views, span)
 
     def run(self, parts: Sequence[Part], grid: Grid, kept: Kept | None, *, keep: bool = False) -> Ran:
-        shape = self._runner.shape(parts, grid, keep=keep)
-        _note(self._found, self._runner.recipe(shape))
+        shape = self._note_call(parts, grid, self.span(Reach.WHOLE), keep=keep)
         fresh = self._runner.outline_keys(grid.pasts, grid.tokens) if keep else None
-        return Ran(shape, np.empty((grid.pasts * grid.rows * grid.tokens, 0), self.dtype), fresh, None)
+        return Ran(shape, np.empty((shape.size, 0), self.dtype), fresh, None)
+
+    def run_forked(self, parts: Sequence[Part], grid: Grid, below: Below, kept: Kept | None) -> Ran:
+        lower = self._note_call(below.parts, below.grid, self.span(Reach.BELOW, below.layer))
+        shape = self._note_call(parts, grid, self.span(Reach.ABOVE, below.layer))
+        return Ran(shape, np.empty((shape.size, 0), self.dtype), None, None, RanBelow(lower, below, None))
+
+    def _note_call(self, parts: Sequence[Part], grid: Grid, span: Span, *, keep: bool = False) -> CallShape:
+        shape = self._runner.shape(parts, grid, span, keep=keep)
+        _note(self._found, self._runner.recipe(shape))
+        return shape
 
     def append(self, kept: Kept | None, fresh: Keys, parts: Sequence[Part], *, owned: bool) -> Kept:
         plan = plan_append(kept, fresh, parts)

@@ -17,18 +17,28 @@ import numpy.typing as npt
 
 from backend_jax.architecture import Architecture
 from backend_jax.attention import Keys
-from backend_jax.call import Grid, Part, PastRows, lay_rows, outline_rows
+from backend_jax.call import Below, Grid, Part, PastRows, lay_rows, outline_rows
 from backend_jax.device import house_rules
 from backend_jax.lora import Chosen, Factors, Modules, factor_sizes, lora_shape, stack_factors
-from backend_jax.masking import Words, build_masks, mask_shape, outline_masks
+from backend_jax.masking import Words, build_masks, counts_of, join_counts, mask_shape, outline_masks
 from backend_jax.mesh import Spread
-from backend_jax.model import Lora, Masks, Outputs, Past, Rows, append_kept, forward, widen_kept
+from backend_jax.model import (
+    Lora,
+    Outputs,
+    Past,
+    append_kept,
+    forward,
+    forward_above,
+    forward_below,
+    widen_kept,
+)
 from backend_jax.programs import Programs, Recipe, jit, outline, shape_of
-from backend_jax.shapes import CallShape, LoraShape, past_bucket
+from backend_jax.shapes import CallShape, LoraShape, Reach, Span, past_bucket
 from backend_jax.weights import Weights
 from dualtrace.adapters import Delta
 from dualtrace.arrays import IntArray
 from dualtrace.masks.plan import MaskPlan
+from dualtrace.masks.receipt import Counts
 from dualtrace.views import View
 
 Size = tuple[int, int]  # rows, tokens a row
@@ -49,11 +59,41 @@ class Kept:
 
 
 @dataclass(frozen=True, eq=False)
+class RanBelow:
+    """What a call below a fork left for the one above it."""
+
+    shape: CallShape
+    call: Below
+    tallies: Words | None
+
+
+@dataclass(frozen=True, eq=False)
 class Ran:
     shape: CallShape
     hidden: npt.NDArray[Any]  # [N*C*T, hidden]
     fresh: Keys | None  # [L,N,G,T,D]
     tallies: Words | None
+    below: RanBelow | None = None
+
+    @property
+    def bucket(self) -> str:
+        """The padded shapes that ran, the one below a fork first."""
+        return f"{self.below.shape.name}|{self.shape.name}" if self.below else self.shape.name
+
+    def count_empty(self, parts: Sequence[Part]) -> int:
+        """Token places that held no token; those below a fork are places of their own."""
+        below = self.below.shape.size - sum(part.size for part in self.below.call.parts) if self.below else 0
+        return self.shape.size - sum(part.size for part in parts) + below
+
+    def counts(self, parts: Sequence[Part], index: int, heads: int) -> Counts | None:
+        """Of one of the parts that ran."""
+        if self.tallies is None or parts[index].mask is None:
+            return None
+        own = counts_of(parts[index], self.tallies, heads)
+        if self.below is None or self.below.tallies is None:
+            return own
+        standing = counts_of(self.below.call.standing[index], self.below.tallies, heads)
+        return join_counts(standing, own, self.below.call.layer)
 
 
 class Runner:
@@ -84,54 +124,93 @@ class Runner:
         dtype: np.dtype[Any] = np.dtype(self._weights["embedding"].dtype)
         return dtype
 
-    def known_rows(self, past_tokens: int, masks: Sequence[MaskPlan | None], views: Sequence[View]) -> frozenset[Size]:
+    def span(self, reach: Reach, fork: int = 0) -> Span:
+        layers = self.architecture.layers
+        first = fork if reach is Reach.ABOVE else 0
+        return Span(reach, range(first, fork if reach is Reach.BELOW else layers))
+
+    def known_rows(
+        self, past_tokens: int, masks: Sequence[MaskPlan | None], views: Sequence[View], span: Span
+    ) -> frozenset[Size]:
         """(rows, tokens) of the compiled calls on such a past that segments of these masks and views fit."""
-        kind = (1, past_tokens, False, mask_shape(self.architecture, masks), self._lora_shape(self._deltas(views)))
+        mask = mask_shape(self.architecture, masks, span.layers)
+        kind = (1, past_tokens, False, mask, self._lora_shape(self._deltas(views)), span.reach)
         shapes = [key for key in self.programs.keys("forward") if isinstance(key, CallShape)]
         return frozenset(
             (shape.rows, shape.tokens)
             for shape in shapes
-            if (shape.pasts, shape.past_tokens, shape.keep, shape.mask, shape.lora) == kind
+            if (shape.pasts, shape.past_tokens, shape.keep, shape.mask, shape.lora, shape.reach) == kind
         )
 
     def run(self, parts: Sequence[Part], grid: Grid, kept: Kept | None, *, keep: bool = False) -> Ran:
-        shape = self.shape(parts, grid, keep=keep)
+        span = self.span(Reach.WHOLE)
+        shape = self.shape(parts, grid, span, keep=keep)
+        outputs = self._call(shape, span, parts, grid, kept)
+        fresh = None if outputs.keys is None or outputs.values is None else Keys(outputs.keys, outputs.values)
+        return Ran(shape, np.asarray(outputs.hidden), fresh, _tallies(outputs))
+
+    def run_forked(self, parts: Sequence[Part], grid: Grid, below: Below, kept: Kept | None) -> Ran:
+        """Below a fork the parts that stand for all, above it all. The host hands the states on, so that no function
+        depends on both sizes."""
+        fork = np.int32(below.layer)
+        span = self.span(Reach.BELOW, below.layer)
+        lower = self.shape(below.parts, below.grid, span)
+        reached = self._call(lower, span, below.parts, below.grid, kept, fork)
+        span = self.span(Reach.ABOVE, below.layer)
+        shape = self.shape(parts, grid, span)
+        states = np.asarray(reached.hidden)[below.source(parts, grid)]
+        outputs = self._call(shape, span, parts, grid, kept, fork, states)
+        ran_below = RanBelow(lower, below, _tallies(reached))
+        return Ran(shape, np.asarray(outputs.hidden), None, _tallies(outputs), ran_below)
+
+    def _call(
+        self, shape: CallShape, span: Span, parts: Sequence[Part], grid: Grid, kept: Kept | None, *more: Any
+    ) -> Outputs:
         program = self.programs.find(self.recipe(shape))
         rows = lay_rows(self.architecture, parts, grid, self.dtype)
         past = masks = None
         if kept is not None:
             past = Past(*kept.store, *kept.rows.arrays(grid.pasts, grid.past_tokens))  # type: ignore[arg-type]
         if shape.mask is not None:
-            masks = build_masks(self.architecture, shape.mask, parts, grid, None if kept is None else kept.rows)
+            before = None if kept is None else kept.rows
+            masks = build_masks(self.architecture, shape.mask, parts, grid, before, span.layers)
         lora = self._lora(shape.lora, parts, grid)
         with house_rules():
-            outputs: Outputs = program(self._weights, rows, past, masks, lora)
-        fresh = None if outputs.keys is None or outputs.values is None else Keys(outputs.keys, outputs.values)
-        tallies = None if outputs.counts is None else np.asarray(outputs.counts)
-        return Ran(shape, np.asarray(outputs.hidden), fresh, tallies)
+            outputs: Outputs = program(self._weights, rows, past, masks, lora, *more)
+        return outputs
 
-    def shape(self, parts: Sequence[Part], grid: Grid, *, keep: bool) -> CallShape:
+    def shape(self, parts: Sequence[Part], grid: Grid, span: Span, *, keep: bool = False) -> CallShape:
         """Which function runs these parts; of the parts it takes the kinds of their masks and views only."""
-        mask = mask_shape(self.architecture, [part.mask for part in parts])
+        mask = mask_shape(self.architecture, [part.mask for part in parts], span.layers)
         lora = self._lora_shape(self._deltas([part.view for part in parts]))
-        return CallShape(grid.pasts, grid.rows, grid.tokens, grid.past_tokens, keep, mask, lora)
+        return CallShape(grid.pasts, grid.rows, grid.tokens, grid.past_tokens, keep, mask, lora, span.reach)
 
     def recipe(self, shape: CallShape) -> Recipe:
         spread = self.spread
 
         def lower() -> Any:
-            function = partial(forward, self.architecture, shape.keep)
             answers = None if spread is None else Outputs(spread.copied, spread.kept, spread.kept, spread.copied)  # type: ignore[arg-type]
             arguments = outline(self._outline_call(shape), spread)
-            return jit(function, spread, answers).lower(outline(self._weights), *arguments)
+            return jit(self._function(shape), spread, answers).lower(outline(self._weights), *arguments)
 
         more = {"kept": shape.keep, "masked": shape.mask, "adapted": shape.lora}
+        more[shape.reach] = shape.reach is not Reach.WHOLE
         name = ", ".join((f"forward {shape.name}", *(word for word, held in more.items() if held)))
         return Recipe("forward", shape, name, lower)
 
-    def _outline_call(self, shape: CallShape) -> tuple[Rows, Past | None, Masks | None, Lora | None]:
+    def _function(self, shape: CallShape) -> Callable[..., Outputs]:
+        match shape.reach:
+            case Reach.WHOLE:
+                return partial(forward, self.architecture, shape.keep)
+            case Reach.BELOW:
+                return partial(forward_below, self.architecture)
+            case Reach.ABOVE:
+                return partial(forward_above, self.architecture)
+
+    def _outline_call(self, shape: CallShape) -> tuple[Any, ...]:
         """The arguments of a call as shapes. Those of keys and values lie over the mesh as they are kept."""
         grid = Grid(shape.pasts, shape.rows, shape.tokens, shape.past_tokens)
+        row = (shape.pasts, shape.rows, shape.tokens)
         past = masks = lora = None
         if shape.past_tokens:
             store = self.outline_keys(shape.pasts, shape.past_tokens)
@@ -142,9 +221,11 @@ class Runner:
         if shape.lora is not None:
             sizes = {role: factor_sizes(shape.lora, self.architecture, role) for role in shape.lora.roles}
             factors = {role: Factors(*(shape_of(size, self.dtype) for size in pair)) for role, pair in sizes.items()}
-            row = (shape.pasts, shape.rows)
-            lora = Lora(factors, Chosen(*(shape_of(row, kind) for kind in (np.int32, self.dtype, np.bool_))))
-        return outline_rows(self.architecture, grid, self.dtype), past, masks, lora
+            worn = (shape_of(row[:2], kind) for kind in (np.int32, self.dtype, np.bool_))
+            lora = Lora(factors, Chosen(*worn))
+        fork, states = shape_of((), np.int32), shape_of((*row, self.architecture.hidden_size), self.dtype)
+        more = {Reach.WHOLE: (), Reach.BELOW: (fork,), Reach.ABOVE: (fork, states)}[shape.reach]
+        return outline_rows(self.architecture, grid, self.dtype), past, masks, lora, *more
 
     def outline_keys(self, lanes: int, tokens: int) -> Keys:
         a = self.architecture
@@ -216,6 +297,10 @@ class Runner:
 
     def _jit_keep(self, function: Callable[..., Keys], **options: Any) -> Any:
         return jit(function, self.spread, self.spread and self.spread.kept, **options)
+
+
+def _tallies(outputs: Outputs) -> Words | None:
+    return None if outputs.counts is None else np.asarray(outputs.counts)
 
 
 @dataclass(frozen=True, eq=False)

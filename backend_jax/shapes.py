@@ -164,4 +164,3 @@ def _first_fit(lengths: Sequence[int], kinds: Sequence[Hashable], width: int) ->
         places[index] = (row, used)
         filled[row] = (used + size, kind)
     return RowPlan(bucket(len(filled), ROWS), width, tuple(places[i] for i in range(len(lengths))))
-

@@ -20,7 +20,7 @@ NAIVE_CHUNKS = 3
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A question and the bodies, [rows, tokens] each, that are its limit: what all variants share, then what none do."""
+    """A question and the bodies, [rows, tokens] each, that are its limit: what all variants share, then what none."""
 
     text: ChunkedText
     bodies: tuple[tuple[int, int], tuple[int, int]]

@@ -12,7 +12,8 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -28,8 +29,17 @@ PART_BYTES = 256 << 10
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _INCOMING = "incoming"
 _KEPT = "sha256"
+_SHARDS = frozenset(f"{number:02x}" for number in range(256))
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Bytes that are safe on the disk and have no name yet. `keep` names them, `drop` takes them away."""
+
+    digest: str
+    incoming: str  # path; "" where the same bytes are kept already
 
 
 class ArtifactStore:
@@ -50,18 +60,63 @@ class ArtifactStore:
         return isinstance(self._files, LocalFileSystem)
 
     async def prepare(self) -> None:
-        """Make the folders."""
+        """Make the folders, all of them now: one that is made later would have to be synced while somebody waits."""
+        await self.run(self._prepare)
+
+    def _prepare(self) -> None:
         for name in (_INCOMING, _KEPT):
-            await self.run(self._files.makedirs, f"{self._root}/{name}", exist_ok=True)
+            self._files.makedirs(f"{self._root}/{name}", exist_ok=True)
+        if self.is_local:
+            kept = Path(self._root) / _KEPT
+            for shard in _SHARDS - {path.name for path in kept.iterdir()}:
+                (kept / shard).mkdir(exist_ok=True)
+            _sync_folder(kept)
 
     async def put(self, data: bytes) -> str:
         """Keep the bytes and return their digest. The same bytes are kept once."""
-        digest = await asyncio.to_thread(digest_of, data)
-        if await self.has(digest):
-            return digest
-        async with self.writer() as writer:
-            await writer.write(data)
-            return await writer.finish()
+        return await self.run(self._put, data)
+
+    def _put(self, data: bytes) -> str:
+        staged = self._stage(data)
+        self._keep([staged])
+        return staged.digest
+
+    async def stage(self, data: bytes) -> Staged:
+        """Write the bytes and sync them: most of what `put` does, while it is not yet known whether they are kept."""
+        return await self.run(self._stage, data)
+
+    async def keep(self, staged: Sequence[Staged]) -> None:
+        """Name what was staged. From now on it can be read, and survives whatever happens."""
+        await self.run(self._keep, staged)
+
+    async def drop(self, staged: Sequence[Staged]) -> None:
+        """Take away what was staged and not kept."""
+        for one in staged:
+            if one.incoming:
+                await self.run(self.remove, one.incoming)
+
+    def _stage(self, data: bytes) -> Staged:
+        digest = digest_of(data)
+        if self._files.exists(self.path_of(digest)):
+            return Staged(digest, "")
+        staged = Staged(digest, f"{self._root}/{_INCOMING}/{secrets.token_hex(16)}")
+        try:
+            with contextlib.closing(self.open_new(staged.incoming)) as file:
+                file.write(data)
+                self.sync(file)
+        except BaseException:
+            self.remove(staged.incoming)
+            raise
+        return staged
+
+    def _keep(self, staged: Sequence[Staged]) -> None:
+        for one in staged:
+            if one.incoming:
+                self._rename(one.incoming, self.path_of(one.digest))
+        if self.is_local:
+            # Also of bytes that were there: whoever named them may not have come to this yet.
+            for folder in {Path(self.path_of(one.digest)).parent for one in staged}:
+                _sync_folder(folder)
 
     def writer(self) -> ArtifactWriter:
         """For what comes in parts. Leaving it without `finish` leaves nothing."""
@@ -89,19 +144,25 @@ class ArtifactStore:
             message = f"the bytes kept as {digest} have another digest: the file was damaged; restore it from a backup"
             raise Internal(Reason.ARTIFACT_CORRUPT, message, field="digest")
 
-    async def sweep(self, wanted: Collection[str]) -> int:
-        """Remove what a crash left: unfinished bytes, and whole ones that nothing refers to. How many went."""
-        return await self.run(self._sweep, wanted)
+    async def find_others(self, known: Collection[str]) -> frozenset[str]:
+        """The digests that are kept here beside these."""
+        return await self.run(lambda: frozenset(self._list_kept()) - frozenset(known))
 
-    def _sweep(self, wanted: Collection[str]) -> int:
+    async def sweep(self, unwanted: Collection[str]) -> int:
+        """Remove what a crash left: unfinished bytes, and these whole ones. How many went."""
+        return await self.run(self._sweep, unwanted)
+
+    def _sweep(self, unwanted: Collection[str]) -> int:
         left = [str(path) for path in self._files.find(f"{self._root}/{_INCOMING}")]
-        for path in self._files.find(f"{self._root}/{_KEPT}"):
-            name = f"sha256:{str(path).rpartition('/')[2]}"
-            if _DIGEST.fullmatch(name) and name not in wanted:  # a file that is not ours is left alone
-                left.append(str(path))
+        left += [self.path_of(digest) for digest in unwanted]
         for path in left:
-            self._files.rm_file(path)
+            self.remove(path)
         return len(left)
+
+    def _list_kept(self) -> list[str]:
+        """A file that is not ours is none of it."""
+        names = (f"sha256:{str(path).rpartition('/')[2]}" for path in self._files.find(f"{self._root}/{_KEPT}"))
+        return [name for name in names if _DIGEST.fullmatch(name)]
 
     def path_of(self, digest: str) -> str:
         match = _DIGEST.fullmatch(digest)
@@ -127,23 +188,23 @@ class ArtifactStore:
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(path)
 
-    def keep(self, file: Any, incoming: str, digest: str) -> None:
-        """Sync the bytes, give them their name, sync the name."""
+    def sync(self, file: Any) -> None:
+        """An object store keeps what it shows, and shows a file when it is closed."""
         file.flush()
         if self.is_local:
             os.fsync(file.fileno())
+
+    def finish(self, file: Any, staged: Staged) -> None:
+        """Sync what was written in parts, close it, keep it."""
+        self.sync(file)
         file.close()
-        kept = Path(self.path_of(digest))
-        if not self.is_local:
-            # An object store shows a file when it is whole, and keeps what it has shown.
-            self._files.mv(incoming, str(kept))
-            return
-        new_folder = not kept.parent.is_dir()
-        kept.parent.mkdir(exist_ok=True)
-        os.replace(incoming, kept)
-        _sync_folder(kept.parent)
-        if new_folder:
-            _sync_folder(kept.parent.parent)
+        self._keep([staged])
+
+    def _rename(self, incoming: str, kept: str) -> None:
+        if self.is_local:
+            os.replace(incoming, kept)
+        else:
+            self._files.mv(incoming, kept)
 
 
 class ArtifactWriter:
@@ -169,10 +230,10 @@ class ArtifactWriter:
 
     async def finish(self) -> str:
         """The digest, under which the bytes can be read from now on."""
-        digest = f"sha256:{self._hasher.hexdigest()}"
-        await self._store.run(self._store.keep, self._file, self._incoming, digest)
+        staged = Staged(f"sha256:{self._hasher.hexdigest()}", self._incoming)
+        await self._store.run(self._store.finish, self._file, staged)
         self._file = None
-        return digest
+        return staged.digest
 
     def _write(self, data: bytes) -> None:
         self._hasher.update(data)

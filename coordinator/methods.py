@@ -107,6 +107,13 @@ async def _cancel_job(operations: Operations, caller: Caller, request: compare_p
     return compare_pb2.CancelJobResponse(job=jobs.job_to_pb(job))
 
 
+async def _tokenize_texts(
+    operations: Operations, caller: Caller, request: compare_pb2.TokenizeTextsRequest
+) -> Message:
+    backend, texts = compare.texts_from_pb(request)
+    return compare.tokens_to_pb(await operations.tokenize(caller, backend, texts))
+
+
 # LibraryService
 
 
@@ -185,6 +192,7 @@ UNARY: dict[str, Unary] = {
     "StartJob": _start_job,
     "GetJob": _get_job,
     "CancelJob": _cancel_job,
+    "TokenizeTexts": _tokenize_texts,
     "ListBackends": _list_backends,
     "ListRuns": _list_runs,
     "ListComparisons": _list_comparisons,

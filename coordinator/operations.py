@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -38,6 +38,9 @@ from dualtrace.library import (
 )
 from dualtrace.metrics import CoordinatorMetrics
 from dualtrace.problems import DeadlineExceeded, InvalidArgument, Reason
+from dualtrace.questions.answers import TokenizeAnswer
+from dualtrace.questions.asked import Input, TokenizeQuestion
+from dualtrace.scorer import ask_one
 
 __all__ = ["Caller", "CaseRun", "CompareOutcome", "Operations"]
 
@@ -140,6 +143,12 @@ class Operations:
 
     async def get_backend(self, caller: Caller, name: str) -> Backend:
         return self._book.get(name)
+
+    async def tokenize(self, caller: Caller, backend: str, texts: Sequence[str]) -> TokenizeAnswer:
+        """Texts as a backend's tokenizer cuts them: callers have none, and write questions in ids with it."""
+        question = TokenizeQuestion(tuple(Input(text=text) for text in texts))
+        scorer = self._book.scorer(backend)
+        return await self._within(caller, ask_one(scorer, question, deadline=self._deadline(caller)))
 
     # Cases
 

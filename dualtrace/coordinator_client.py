@@ -5,7 +5,7 @@ It knows the wire. It must not know how a coordinator works inside.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,11 +29,12 @@ from dualtrace.library import (
     RunSummary,
 )
 from dualtrace.problems import Internal, Reason
+from dualtrace.questions.answers import TokenizeAnswer
 from dualtrace.runs.kept import read_record
 from dualtrace.v1 import compare_pb2, compare_pb2_grpc, library_pb2, library_pb2_grpc
 from dualtrace.wire import compare_events, jobs
 from dualtrace.wire import library as wire
-from dualtrace.wire.compare import compare_plan_to_pb
+from dualtrace.wire.compare import compare_plan_to_pb, texts_to_pb, tokens_from_pb
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ class CoordinatorClient:
     async def cancel_job(self, job_id: str, *, deadline: float | None = None) -> Job:
         response = await self._call(self._compare.CancelJob, compare_pb2.CancelJobRequest(job_id=job_id), deadline)
         return jobs.job_from_pb(response.job)
+
+    async def tokenize(self, backend: str, texts: Sequence[str], *, deadline: float | None = None) -> TokenizeAnswer:
+        """Texts as the tokenizer of a backend (its bare name) cuts them."""
+        response = await self._call(self._compare.TokenizeTexts, texts_to_pb(backend, texts), deadline)
+        return tokens_from_pb(response)
 
     async def watch_job(
         self, job_id: str, after_sequence: int = 0, *, deadline: float | None = None

@@ -5,6 +5,7 @@
 
 from coordinator.store.folder import default_data_folder
 from coordinator.store.ids import new_comparison_id, new_job_id, new_run_id
+from coordinator.store.jobs import JobEnd
 from coordinator.store.store import Store
 
-__all__ = ["Store", "default_data_folder", "new_comparison_id", "new_job_id", "new_run_id"]
+__all__ = ["JobEnd", "Store", "default_data_folder", "new_comparison_id", "new_job_id", "new_run_id"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import NoReturn
 
 from sqlalchemy import insert, select, update
@@ -25,7 +26,17 @@ _EVENT = (
     JobEventRow.sequence, JobEventRow.state, JobEventRow.run_id, JobEventRow.comparison_id, JobEventRow.problem,
     JobEventRow.message, JobEventRow.done, JobEventRow.total, JobEventRow.unit,
 )  # fmt: skip
-_ENDS = tuple(state.value for state in JobState if state.is_end)
+ENDS = tuple(state.value for state in JobState if state.is_end)
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """The last event of a job, to be kept in one transaction with what the job made."""
+
+    job_id: str
+    state: JobState
+    message: str
+    problem: Problem | None = None  # it failed, whatever was made
 
 
 async def insert_new(connection: AsyncConnection, request_id: str, work: str) -> Job:
@@ -61,7 +72,7 @@ async def read_work(connection: AsyncConnection, job_id: str) -> str:
 
 async def list_unfinished(connection: AsyncConnection) -> tuple[Job, ...]:
     """Oldest first."""
-    query = select(*_JOB).where(JobRow.state.not_in(_ENDS)).order_by(JobRow.job_id)
+    query = select(*_JOB).where(JobRow.state.not_in(ENDS)).order_by(JobRow.job_id)
     return tuple(_make(*row) for row in await connection.execute(query))
 
 
@@ -92,6 +103,14 @@ async def add_event(connection: AsyncConnection, job_id: str, told: JobEvent, pr
         insert(JobEventRow).values(job_id=job_id, sequence=event.sequence, **columns, **row_values)
     )
     return event
+
+
+async def end(
+    connection: AsyncConnection, told: JobEnd, *, run_id: str | None = None, comparison_id: str | None = None
+) -> None:
+    """The job's last event. A job that has ended refuses it, and then its results are not kept either."""
+    job = Job(told.job_id, "", told.state, 0, run_id, comparison_id)
+    await add_event(connection, told.job_id, JobEvent(0, job, told.message, 0, 0, ""), told.problem)
 
 
 async def list_events(connection: AsyncConnection, job_id: str, after_sequence: int) -> tuple[JobEvent, ...]:

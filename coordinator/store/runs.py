@@ -81,14 +81,6 @@ async def list_page(connection: AsyncConnection, page: PageRequest) -> Page[RunS
     return cut_page(rows, page, _summarise, lambda row: row[0])
 
 
-async def list_artifacts(connection: AsyncConnection) -> set[str]:
-    """The digests that any run names."""
-    found: set[str] = set()
-    for column in (RunRow.raw_request_ref, RunRow.raw_response_ref):
-        found.update(digest for digest in await connection.scalars(select(column).distinct()) if digest)
-    return found
-
-
 def _summarise(row: Sequence[Any]) -> RunSummary:
     run_id, created, mode, target, model_id, framework, question_kind, identity, complete, synthetic = row
     return RunSummary(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sqlalchemy import insert, select
@@ -15,9 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import migrations
 from coordinator.artifacts import ArtifactStore
-from coordinator.store import cases, comparisons, jobs, runs, sqlite
+from coordinator.store import cases, comparisons, jobs, references, runs, sqlite
 from coordinator.store.database import Database
 from coordinator.store.folder import FolderLock
+from coordinator.store.jobs import JobEnd
 from coordinator.store.pages import DEFAULT_PAGE_SIZE, PageRequest, open_page
 from coordinator.store.rows import read_document
 from coordinator.store.tables import FactRow
@@ -60,7 +62,7 @@ class Store:
             secret = await database.write(lambda connection: _prepare(connection, migrate))
             artifacts = artifacts or ArtifactStore(str(folder / "artifacts"))
             await artifacts.prepare()
-            await artifacts.sweep(await database.read(runs.list_artifacts))
+            await _sweep(database, artifacts)
         except BaseException:
             await database.close()
             lock.release()
@@ -74,15 +76,24 @@ class Store:
 
     # Runs
 
-    async def add_run(self, record: RunRecord) -> None:
-        """Keep a run whole. The artifacts that it names must be there before."""
+    async def add_run(self, record: RunRecord, end: JobEnd | None = None) -> None:
+        """Keep a run whole, and with it the end of the job that made it. The artifacts that it names must be there."""
         row = await asyncio.to_thread(runs.make_row, record)
-        for name in ("raw_request_ref", "raw_response_ref"):
-            digest = row[name]
-            if digest is not None and not await self.artifacts.has(str(digest)):
+        await self._require_artifacts([row])
+
+        async def add(connection: AsyncConnection) -> None:
+            await runs.add(connection, row)
+            if end is not None:
+                await jobs.end(connection, end, run_id=record.run_id)
+
+        await self._database.write(add)
+
+    async def _require_artifacts(self, rows: Sequence[Mapping[str, object]]) -> None:
+        named = [(name, row[name]) for row in rows for name in ("raw_request_ref", "raw_response_ref")]
+        for name, digest in dict.fromkeys((name, str(digest)) for name, digest in named if digest is not None):
+            if not await self.artifacts.has(digest):
                 message = f"{name} {digest} is not among the artifacts; put it there first"
                 raise FailedPrecondition(Reason.NOT_FOUND, message, field=name)
-        await self._database.write(lambda connection: runs.add(connection, row))
 
     async def get_run(self, run_id: str) -> RunRecord:
         text = await self.get_run_text(run_id)
@@ -101,10 +112,29 @@ class Store:
 
     # Comparisons
 
-    async def add_comparison(self, record: ComparisonRecord, report_text: str | None = None) -> None:
-        """Keep a comparison. `report_text`: the report as text, where the caller has it already."""
-        row = await asyncio.to_thread(comparisons.make_row, record, report_text)
-        await self._database.write(lambda connection: comparisons.add(connection, row))
+    async def add_comparison(
+        self, record: ComparisonRecord, report_text: str | None = None, new_runs: Sequence[RunRecord] = (),
+        end: JobEnd | None = None,
+    ) -> None:  # fmt: skip
+        """Keep a comparison, the runs that it brings and the end of the job that made it: all of them, or nothing.
+
+        `report_text`: the report as text, where the caller has it already.
+        """
+
+        def make_rows() -> tuple[list[dict[str, object]], dict[str, object]]:
+            return [runs.make_row(run) for run in new_runs], comparisons.make_row(record, report_text)
+
+        run_rows, row = await asyncio.to_thread(make_rows)
+        await self._require_artifacts(run_rows)
+
+        async def add(connection: AsyncConnection) -> None:
+            for one in run_rows:
+                await runs.add(connection, one)
+            await comparisons.add(connection, row)
+            if end is not None:
+                await jobs.end(connection, end, comparison_id=record.comparison_id)
+
+        await self._database.write(add)
 
     async def get_comparison(self, comparison_id: str) -> ComparisonRecord:
         parts = await self._database.read(lambda connection: comparisons.read_parts(connection, comparison_id))
@@ -182,6 +212,13 @@ class Store:
 
     def _open_page(self, name: str, filters: tuple[str, ...], page_size: int, page_token: str) -> PageRequest:
         return open_page(self._secret, name, filters, page_size, page_token)
+
+
+async def _sweep(database: Database, artifacts: ArtifactStore) -> None:
+    """Remove what a crash left: unfinished bytes, and whole ones that nothing names."""
+    others = await artifacts.find_others(await database.read(references.list_in_columns))
+    named = await database.read(lambda connection: references.find_in_documents(connection, others)) if others else set()
+    await artifacts.sweep(others - named)
 
 
 async def _prepare(connection: AsyncConnection, migrate: bool) -> bytes:

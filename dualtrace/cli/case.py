@@ -194,12 +194,11 @@ def _run_all(
 def _show_line(ended: Ended) -> None:
     """One line a case, at once; what went wrong stands below it."""
     from dualtrace.cli.case_results import STYLES, tell_line, tell_more
+    from dualtrace.cli.output import colour, put
 
     word, rest = tell_line(ended)
-    style = STYLES.get(ended.verdict) if ended.verdict is not None else None
-    click.echo(f"{click.style(f'{word:12}', fg=style)} {rest}")
-    for line in tell_more(ended):
-        click.echo(f"    {line}")
+    style = STYLES.get(ended.verdict, "") if ended.verdict is not None else ""
+    put("".join([f"{colour(f'{word:12}', style)} {rest}\n", *(f"    {line}\n" for line in tell_more(ended))]))
 
 
 def _finish(results: Sequence[Ended], seconds: float, junit: Path | None, as_json: bool) -> None:

@@ -59,7 +59,7 @@ def _facts(card: Card) -> list[tuple[str, str]]:
         ("vocabulary", f"{card.vocab_size} logits"),
         ("longest input", f"{limits.max_positions} tokens"),
         ("native windows", ", ".join(str(window) for window in windows) or "none"),
-        ("engine", f"{known.framework} {known.framework_version}"),
+        ("engine", name_engine(known)),
         ("numbers", f"{known.dtype}, matmul {known.matmul_precision}, {known.attention_implementation} attention"),
         ("device", known.device),
         ("bos / eos", f"{_or_none(card.bos_token_id)} / {_or_none(card.eos_token_id)}"),

@@ -6,6 +6,7 @@ It knows terminals and pipes. It must not know what is said.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,11 @@ from dualtrace.cli.visible import show_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.live import Live
 
 Tell = Callable[[str], None]
+
+_waiting: Live | None = None  # the line of `waiting` that stands on the terminal now
 
 
 def put(text: str) -> None:
@@ -26,10 +30,30 @@ def put(text: str) -> None:
     stream's encoding cannot hold is written as an escape.
     """
     left = memoryview(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
-    sys.stdout.flush()
-    while left:
-        left = left[sys.stdout.buffer.write(left) :]
-    sys.stdout.buffer.flush()
+    with _line_put_aside():
+        sys.stdout.flush()
+        while left:
+            left = left[sys.stdout.buffer.write(left) :]
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _line_put_aside() -> Iterator[None]:
+    """Data and the waiting line may share a terminal: the line stands below, and never in the middle."""
+    line = _waiting if sys.stdout.isatty() else None
+    if line is not None:
+        line.stop()
+    yield
+    if line is not None:
+        line.start()
+
+
+def colour(text: str, name: str) -> str:
+    """The text in a colour of the terminal, where standard output is one that wants it."""
+    import click
+
+    plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain or not name else click.style(text, fg=name)
 
 
 def write_json(document: Any) -> None:
@@ -62,11 +86,20 @@ def waiting(text: str) -> Iterator[Tell]:
     if not sys.stderr.isatty():
         yield say_nothing
         return
+    global _waiting
     from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
     from rich.text import Text
 
-    with Console(stderr=True).status(Text(show_text(text))) as status:
-        yield lambda text: status.update(Text(show_text(text)))
+    spinner = Spinner("dots", Text(show_text(text)))
+    # Standard output is left alone: rich would send it to standard error, where data does not belong.
+    with Live(spinner, console=Console(stderr=True), transient=True, redirect_stdout=False) as line:
+        _waiting = line
+        try:
+            yield lambda text: spinner.update(text=Text(show_text(text)))
+        finally:
+            _waiting = None
 
 
 def say_nothing(_text: str) -> None:

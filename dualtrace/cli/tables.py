@@ -76,9 +76,15 @@ def pairs_table(pairs: Sequence[tuple[str, RenderableType]]) -> Table:
     return grid
 
 
+def name_engine(provenance: ModelProvenance) -> str:
+    """Framework and version, the name once: most versions begin with it."""
+    version, framework = provenance.framework_version, provenance.framework
+    return version if version.startswith(f"{framework} ") else f"{framework} {version}".rstrip()
+
+
 def model_line(provenance: ModelProvenance) -> Text:
     """Who answers, in one line."""
-    who = f"{provenance.model_id} · {provenance.framework} {provenance.framework_version} · {provenance.dtype}"
+    who = f"{provenance.model_id} · {name_engine(provenance)} · {provenance.dtype}"
     text = Text(show_line(f"{who} · {provenance.device}", 160), "dim")
     if provenance.synthetic:
         text.append("\nsynthetic: no model stands behind these numbers", "yellow")

@@ -25,7 +25,8 @@ class ProvenanceDifference:
 
 @dataclass(frozen=True)
 class CompareHeader:
-    """Both sides have said who they are. Comes once, before any pair."""
+    """Both sides have said who they are. Comes before any pair; a second one only where an answer is of another model
+    than its side's card had told."""
 
     left: ModelProvenance
     right: ModelProvenance

@@ -10,8 +10,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from dualtrace.compare.assembly import find_differences
 from dualtrace.compare.comparator import Comparator, SideFacts
-from dualtrace.compare.events import CompareEvent
+from dualtrace.compare.events import CompareEvent, CompareHeader
 from dualtrace.compare.gates import DEFAULT_GATES, GatePolicy
 from dualtrace.compare.report import BenchmarkReport, CompareReport
 from dualtrace.compare.sides import SideName
@@ -96,6 +97,16 @@ class Comparison:
         self._comparator = Comparator(
             compared, tolerance, self._options.policy, debug_token_limit=self._options.debug_token_limit
         )
+        header = _introduce(left, right, tolerance)
+        if header is not None:
+            yield header
+        async with aclosing(self._read(lanes)) as told:
+            async for event in told:
+                if event != header:  # the answers say who they are of once more
+                    yield event
+        yield self._report(left, right)
+
+    async def _read(self, lanes: list[Lane]) -> AsyncGenerator[CompareEvent, None]:
         for lane in lanes:
             for event in () if lane.problem is None else self._fail(lane, lane.problem):
                 yield event
@@ -103,7 +114,6 @@ class Comparison:
         async with aclosing(reading([lane for lane in lanes if lane.problem is None])) as told:
             async for event in told:
                 yield event
-        yield self._report(left, right)
 
     async def _read_once(self, lanes: list[Lane]) -> AsyncGenerator[CompareEvent, None]:
         async with aclosing(listen([(lane, lane.question) for lane in lanes])) as heard:
@@ -199,6 +209,14 @@ def choose_question(question: AskedQuestion | None, left: LiveSide, right: LiveS
             return side.scorer.question
     message = "no question was given, and no side is a stored run that could say it"
     raise InvalidArgument(Reason.MISSING, message, field="question")
+
+
+def _introduce(left: Lane, right: Lane, tolerance: Tolerance | None) -> CompareHeader | None:
+    """Who the two are, from their cards: known before either has read a token. None where one could not be met."""
+    if left.provenance is None or right.provenance is None or tolerance is None:
+        return None
+    differences = find_differences(left.provenance, right.provenance)
+    return CompareHeader(left.provenance, right.provenance, differences, tolerance)
 
 
 def _facts(lane: Lane) -> SideFacts:

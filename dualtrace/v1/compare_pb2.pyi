@@ -259,9 +259,11 @@ class Tolerance(_message.Message):
     rel_epsilon: _builtins.float
     """Finite, at least 0."""
     name: _builtins.str
-    """The name of a profile, or "request" for numbers of the caller."""
+    """The name of a profile, whose numbers may then be left out. Numbers of the caller's own have any other name;
+    empty is "request".
+    """
     source: _builtins.str
-    """Where the numbers come from. Ignored in requests."""
+    """Where the numbers come from; of a profile its own, whatever is sent."""
     def __init__(
         self,
         *,
@@ -362,10 +364,15 @@ class CompareRequest(_message.Message):
     GATES_FIELD_NUMBER: _builtins.int
     DEBUG_TOKEN_LIMIT_FIELD_NUMBER: _builtins.int
     DISCARD_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     debug_token_limit: _builtins.int
     """Tokens a side kept in the report; pairs in the stream are never cut. Absent: 4096."""
     discard: _builtins.bool
     """Do not keep the runs and the report."""
+    timeout_seconds: _builtins.float
+    """Seconds that each side may take; finite, above 0. A side that takes longer has failed, the other's answer is kept.
+    Absent: what the call's deadline, or the coordinator's own limit, leaves.
+    """
     @_builtins.property
     def ask(self) -> Global___Ask:
         """Absent: the question of the left side, which must then be a stored run."""
@@ -392,10 +399,11 @@ class CompareRequest(_message.Message):
         gates: Global___GatePolicy | None = ...,
         debug_token_limit: _builtins.int | None = ...,
         discard: _builtins.bool = ...,
+        timeout_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ask", b"_ask", "_debug_token_limit", b"_debug_token_limit", "_gates", b"_gates", "_tolerance", b"_tolerance", "ask", b"ask", "debug_token_limit", b"debug_token_limit", "gates", b"gates", "left", b"left", "right", b"right", "tolerance", b"tolerance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ask", b"_ask", "_debug_token_limit", b"_debug_token_limit", "_gates", b"_gates", "_timeout_seconds", b"_timeout_seconds", "_tolerance", b"_tolerance", "ask", b"ask", "debug_token_limit", b"debug_token_limit", "gates", b"gates", "left", b"left", "right", b"right", "timeout_seconds", b"timeout_seconds", "tolerance", b"tolerance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ask", b"_ask", "_debug_token_limit", b"_debug_token_limit", "_gates", b"_gates", "_tolerance", b"_tolerance", "ask", b"ask", "debug_token_limit", b"debug_token_limit", "discard", b"discard", "gates", b"gates", "left", b"left", "right", b"right", "tolerance", b"tolerance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ask", b"_ask", "_debug_token_limit", b"_debug_token_limit", "_gates", b"_gates", "_timeout_seconds", b"_timeout_seconds", "_tolerance", b"_tolerance", "ask", b"ask", "debug_token_limit", b"debug_token_limit", "discard", b"discard", "gates", b"gates", "left", b"left", "right", b"right", "timeout_seconds", b"timeout_seconds", "tolerance", b"tolerance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ask: _TypeAlias = _typing.Literal["ask"]  # noqa: Y015
     _WhichOneofArgType__ask: _TypeAlias = _typing.Literal["_ask", b"_ask"]  # noqa: Y015
@@ -403,6 +411,8 @@ class CompareRequest(_message.Message):
     _WhichOneofArgType__debug_token_limit: _TypeAlias = _typing.Literal["_debug_token_limit", b"_debug_token_limit"]  # noqa: Y015
     _WhichOneofReturnType__gates: _TypeAlias = _typing.Literal["gates"]  # noqa: Y015
     _WhichOneofArgType__gates: _TypeAlias = _typing.Literal["_gates", b"_gates"]  # noqa: Y015
+    _WhichOneofReturnType__timeout_seconds: _TypeAlias = _typing.Literal["timeout_seconds"]  # noqa: Y015
+    _WhichOneofArgType__timeout_seconds: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds"]  # noqa: Y015
     _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
     _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
     @_typing.overload
@@ -411,6 +421,8 @@ class CompareRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__debug_token_limit) -> _WhichOneofReturnType__debug_token_limit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gates) -> _WhichOneofReturnType__gates | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_seconds) -> _WhichOneofReturnType__timeout_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
 
@@ -865,9 +877,12 @@ class RunRequest(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     TOKEN_DEBUG_FIELD_NUMBER: _builtins.int
     BENCHMARK_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     mode: Global___RunMode.ValueType
     token_debug: _builtins.bool
     """Of a Score question: score the items' own tokens too."""
+    timeout_seconds: _builtins.float
+    """Seconds that one call of the backend may take; finite, above 0. Absent: the coordinator's own limit."""
     @_builtins.property
     def ask(self) -> Global___Ask: ...
     @_builtins.property
@@ -886,14 +901,20 @@ class RunRequest(_message.Message):
         mode: Global___RunMode.ValueType = ...,
         token_debug: _builtins.bool = ...,
         benchmark: Global___BenchmarkOptions | None = ...,
+        timeout_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_benchmark", b"_benchmark", "ask", b"ask", "benchmark", b"benchmark", "side", b"side"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_benchmark", b"_benchmark", "_timeout_seconds", b"_timeout_seconds", "ask", b"ask", "benchmark", b"benchmark", "side", b"side", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_benchmark", b"_benchmark", "ask", b"ask", "benchmark", b"benchmark", "mode", b"mode", "side", b"side", "token_debug", b"token_debug"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_benchmark", b"_benchmark", "_timeout_seconds", b"_timeout_seconds", "ask", b"ask", "benchmark", b"benchmark", "mode", b"mode", "side", b"side", "timeout_seconds", b"timeout_seconds", "token_debug", b"token_debug"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__benchmark: _TypeAlias = _typing.Literal["benchmark"]  # noqa: Y015
     _WhichOneofArgType__benchmark: _TypeAlias = _typing.Literal["_benchmark", b"_benchmark"]  # noqa: Y015
+    _WhichOneofReturnType__timeout_seconds: _TypeAlias = _typing.Literal["timeout_seconds"]  # noqa: Y015
+    _WhichOneofArgType__timeout_seconds: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__benchmark) -> _WhichOneofReturnType__benchmark | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_seconds) -> _WhichOneofReturnType__timeout_seconds | None: ...
 
 Global___RunRequest: _TypeAlias = RunRequest  # noqa: Y015
 
@@ -1112,3 +1133,51 @@ class CancelJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015
+
+@_typing.final
+class TokenizeTextsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKEND_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    backend: _builtins.str
+    """A name of the coordinator's backends."""
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most Limits.max_items of the backend. No special tokens are added."""
+
+    def __init__(
+        self,
+        *,
+        backend: _builtins.str = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenizeTextsRequest: _TypeAlias = TokenizeTextsRequest  # noqa: Y015
+
+@_typing.final
+class TokenizeTextsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[_scoring_pb2.TokenizeResult]:
+        """One per text, in order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[_scoring_pb2.TokenizeResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenizeTextsResponse: _TypeAlias = TokenizeTextsResponse  # noqa: Y015

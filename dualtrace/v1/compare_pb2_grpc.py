@@ -60,6 +60,11 @@ class CompareServiceStub:
                 request_serializer=dualtrace_dot_v1_dot_compare__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=dualtrace_dot_v1_dot_compare__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.TokenizeTexts = channel.unary_unary(
+                '/dualtrace.v1.CompareService/TokenizeTexts',
+                request_serializer=dualtrace_dot_v1_dot_compare__pb2.TokenizeTextsRequest.SerializeToString,
+                response_deserializer=dualtrace_dot_v1_dot_compare__pb2.TokenizeTextsResponse.FromString,
+                _registered_method=True)
 
 
 class CompareServiceServicer:
@@ -108,6 +113,15 @@ class CompareServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TokenizeTexts(self, request, context):
+        """The tokens of texts, as a backend's tokenizer cuts them: what a caller needs to write a question in ids (label
+        texts, segments) without a tokenizer of its own.
+        Statuses: those of every call; NOT_FOUND for an unknown backend; FAILED_PRECONDITION for one without a tokenizer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CompareServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -135,6 +149,11 @@ def add_CompareServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=dualtrace_dot_v1_dot_compare__pb2.CancelJobRequest.FromString,
                     response_serializer=dualtrace_dot_v1_dot_compare__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'TokenizeTexts': grpc.unary_unary_rpc_method_handler(
+                    servicer.TokenizeTexts,
+                    request_deserializer=dualtrace_dot_v1_dot_compare__pb2.TokenizeTextsRequest.FromString,
+                    response_serializer=dualtrace_dot_v1_dot_compare__pb2.TokenizeTextsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -273,6 +292,33 @@ class CompareService:
             '/dualtrace.v1.CompareService/CancelJob',
             dualtrace_dot_v1_dot_compare__pb2.CancelJobRequest.SerializeToString,
             dualtrace_dot_v1_dot_compare__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TokenizeTexts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dualtrace.v1.CompareService/TokenizeTexts',
+            dualtrace_dot_v1_dot_compare__pb2.TokenizeTextsRequest.SerializeToString,
+            dualtrace_dot_v1_dot_compare__pb2.TokenizeTextsResponse.FromString,
             options,
             channel_credentials,
             insecure,

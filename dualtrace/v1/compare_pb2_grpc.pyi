@@ -59,6 +59,11 @@ class CompareServiceStub:
     """Stops a job; harmless when it has ended.
     Statuses: those of every call; NOT_FOUND.
     """
+    TokenizeTexts: _grpc.UnaryUnaryMultiCallable[_compare_pb2.TokenizeTextsRequest, _compare_pb2.TokenizeTextsResponse]
+    """The tokens of texts, as a backend's tokenizer cuts them: what a caller needs to write a question in ids (label
+    texts, segments) without a tokenizer of its own.
+    Statuses: those of every call; NOT_FOUND for an unknown backend; FAILED_PRECONDITION for one without a tokenizer.
+    """
 
 @_typing.type_check_only
 class CompareServiceAsyncStub(CompareServiceStub):
@@ -86,6 +91,11 @@ class CompareServiceAsyncStub(CompareServiceStub):
     CancelJob: _aio.UnaryUnaryMultiCallable[_compare_pb2.CancelJobRequest, _compare_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Stops a job; harmless when it has ended.
     Statuses: those of every call; NOT_FOUND.
+    """
+    TokenizeTexts: _aio.UnaryUnaryMultiCallable[_compare_pb2.TokenizeTextsRequest, _compare_pb2.TokenizeTextsResponse]  # type: ignore[assignment]
+    """The tokens of texts, as a backend's tokenizer cuts them: what a caller needs to write a question in ids (label
+    texts, segments) without a tokenizer of its own.
+    Statuses: those of every call; NOT_FOUND for an unknown backend; FAILED_PRECONDITION for one without a tokenizer.
     """
 
 class CompareServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -141,6 +151,17 @@ class CompareServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_compare_pb2.CancelJobResponse, _abc.Awaitable[_compare_pb2.CancelJobResponse]]:
         """Stops a job; harmless when it has ended.
         Statuses: those of every call; NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def TokenizeTexts(
+        self,
+        request: _compare_pb2.TokenizeTextsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_compare_pb2.TokenizeTextsResponse, _abc.Awaitable[_compare_pb2.TokenizeTextsResponse]]:
+        """The tokens of texts, as a backend's tokenizer cuts them: what a caller needs to write a question in ids (label
+        texts, segments) without a tokenizer of its own.
+        Statuses: those of every call; NOT_FOUND for an unknown backend; FAILED_PRECONDITION for one without a tokenizer.
         """
 
 def add_CompareServiceServicer_to_server(servicer: CompareServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

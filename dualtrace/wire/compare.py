@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import Message
@@ -12,6 +14,7 @@ from dualtrace.compare.gates import DEFAULT_GATES, GatePolicy
 from dualtrace.compare.tolerance import PROFILES, Tolerance, request_tolerance
 from dualtrace.library import BenchmarkPlan, ComparePlan, Fallback, RunMode, RunPlan, SideSpec, check_name
 from dualtrace.problems import InvalidArgument, Problem, Reason
+from dualtrace.questions.answers import TokenizeAnswer
 from dualtrace.questions.asked import (
     PLAIN,
     LogprobQuestion,
@@ -24,11 +27,12 @@ from dualtrace.questions.asked import (
 from dualtrace.runs.run import AskedQuestion
 from dualtrace.v1 import compare_pb2 as pb
 from dualtrace.v1 import model_pb2, scoring_pb2
-from dualtrace.wire import questions
+from dualtrace.wire import answers, questions
 from dualtrace.wire.strict import refuse_unknown
 
 REQUEST_TOLERANCE = "request"
 MAX_DEBUG_TOKENS = 1 << 20
+MAX_TOLERANCE_NAME, MAX_TOLERANCE_SOURCE = 100, 1000  # characters
 BACKEND, RUN = "backend:", "run:"
 
 
@@ -162,31 +166,35 @@ def tolerance_from_pb(message: pb.Tolerance) -> Tolerance:
 
 
 def tolerance_from_request(message: pb.Tolerance, field: str) -> Tolerance:
-    """As asked: numbers of the caller's own, or a profile by name, whose numbers cannot be bent."""
+    """As asked: numbers of the caller's own, under a name of theirs, or a profile, whose numbers cannot be bent."""
     given = (message.abs_epsilon, message.rel_epsilon)
-    if message.name in {"", REQUEST_TOLERANCE}:
-        try:
-            return request_tolerance(*given)
-        except Problem as problem:
-            raise problem.at(under=field) from None
-    profile = _find_profile(message.name, f"{field}.name")
+    known = {profile.tolerance.name: profile.tolerance for profile in PROFILES}
+    if message.name in known:
+        return _take_profile(known[message.name], given, field)
+    if message.name not in {"", REQUEST_TOLERANCE} and given == (0.0, 0.0):
+        allowed = ", ".join(known)
+        text = f"tolerance {message.name!r:.120} asked, which is no profile; send its numbers, or ask one of {allowed}"
+        raise InvalidArgument(Reason.NOT_FOUND, text, field=f"{field}.name", allowed=allowed)
+    for name, most in (("name", MAX_TOLERANCE_NAME), ("source", MAX_TOLERANCE_SOURCE)):
+        if len(getattr(message, name)) > most:
+            text = f"{name} has {len(getattr(message, name))} characters; at most {most}"
+            raise InvalidArgument(Reason.OUT_OF_RANGE, text, field=f"{field}.{name}", allowed=f"0-{most}")
+    try:
+        own = request_tolerance(*given)
+    except Problem as problem:
+        raise problem.at(under=field) from None
+    return replace(own, name=message.name or own.name, source=message.source or own.source)
+
+
+def _take_profile(profile: Tolerance, given: tuple[float, float], field: str) -> Tolerance:
     own = (profile.abs_epsilon, profile.rel_epsilon)
     if given not in {own, (0.0, 0.0)}:
         text = (
             f"profile {profile.name} stands for {own[0]:g} / {own[1]:g}, and {given[0]:g} / {given[1]:g} were sent; "
-            f'leave the numbers out, or name the tolerance "{REQUEST_TOLERANCE}"'
+            "leave the numbers out, or give the tolerance a name of its own"
         )
         raise InvalidArgument(Reason.CONFLICT, text, field=field)
     return profile
-
-
-def _find_profile(name: str, field: str) -> Tolerance:
-    known = {profile.tolerance.name: profile.tolerance for profile in PROFILES}
-    if name not in known:
-        allowed = ", ".join([*known, REQUEST_TOLERANCE])
-        text = f"tolerance {name!r:.120} asked; there are {allowed}"
-        raise InvalidArgument(Reason.NOT_FOUND, text, field=field, allowed=allowed)
-    return known[name]
 
 
 def gates_to_pb(policy: GatePolicy) -> pb.GatePolicy | None:
@@ -226,7 +234,6 @@ def _check_threshold(value: float, most: float | None, field: str) -> None:
 
 
 def compare_plan_to_pb(plan: ComparePlan) -> pb.CompareRequest:
-    """The plan without its time limit: that is the call's own deadline, which a job does not have."""
     if plan.case:
         text = "only the coordinator says that a comparison is a run of a case; start it with run_case"
         raise InvalidArgument(Reason.CONFLICT, text, field="case")
@@ -238,6 +245,7 @@ def compare_plan_to_pb(plan: ComparePlan) -> pb.CompareRequest:
         gates=gates_to_pb(plan.policy),
         debug_token_limit=plan.debug_token_limit,
         discard=not plan.store,
+        timeout_seconds=plan.timeout_seconds,
     )
 
 
@@ -262,7 +270,18 @@ def compare_plan_from_pb(message: pb.CompareRequest, field: str = "") -> Compare
         policy=gates_from_pb(message.gates, f"{prefix}gates") if message.HasField("gates") else DEFAULT_GATES,
         debug_token_limit=limit,
         store=not message.discard,
+        timeout_seconds=_asked_seconds(message, prefix),
     )
+
+
+def _asked_seconds(message: Any, prefix: str) -> float | None:
+    if not message.HasField("timeout_seconds"):
+        return None
+    seconds: float = message.timeout_seconds
+    if not 0 < seconds < math.inf:  # NaN too
+        text = f"timeout_seconds {seconds} asked; it must be a finite number above 0"
+        raise InvalidArgument(Reason.OUT_OF_RANGE, text, field=f"{prefix}timeout_seconds", allowed="> 0")
+    return seconds
 
 
 def _asked_tolerance(message: Any, prefix: str) -> Tolerance | None:
@@ -284,6 +303,7 @@ def run_plan_to_pb(plan: RunPlan) -> pb.RunRequest:
         side=side_to_pb(plan.side),
         mode=pb.RunMode.Value(f"RUN_MODE_{plan.mode}"),
         token_debug=plan.token_debug,
+        timeout_seconds=plan.timeout_seconds,
         benchmark=None
         if benchmark is None
         else pb.BenchmarkOptions(
@@ -314,7 +334,7 @@ def run_plan_from_pb(message: pb.RunRequest, field: str) -> RunPlan:
         text = "token_debug scores the items of a Score question; this question has none"
         raise InvalidArgument(Reason.CONFLICT, text, field=f"{field}.token_debug")
     benchmark = _benchmark(message.benchmark, f"{field}.benchmark") if message.HasField("benchmark") else None
-    return RunPlan(question, side, mode, message.token_debug, benchmark)
+    return RunPlan(question, side, mode, message.token_debug, benchmark, _asked_seconds(message, f"{field}."))
 
 
 def _benchmark(message: pb.BenchmarkOptions, field: str) -> BenchmarkPlan:
@@ -326,3 +346,23 @@ def _benchmark(message: pb.BenchmarkOptions, field: str) -> BenchmarkPlan:
     if message.HasField("fallback"):
         given["fallback"] = Fallback(pb.Fallback.Name(message.fallback).removeprefix("FALLBACK_"))
     return BenchmarkPlan(**given)
+
+
+# Texts of a backend
+
+
+def texts_to_pb(backend: str, texts: Sequence[str]) -> pb.TokenizeTextsRequest:
+    return pb.TokenizeTextsRequest(backend=backend, texts=texts)
+
+
+def texts_from_pb(message: pb.TokenizeTextsRequest) -> tuple[str, tuple[str, ...]]:
+    refuse_unknown(message)
+    return check_id(message.backend, "backend"), tuple(message.texts)
+
+
+def tokens_to_pb(answer: TokenizeAnswer) -> pb.TokenizeTextsResponse:
+    return pb.TokenizeTextsResponse(results=answers.tokenize_to_pb(answer).results)
+
+
+def tokens_from_pb(message: pb.TokenizeTextsResponse) -> TokenizeAnswer:
+    return answers.tokenize_from_pb(scoring_pb2.TokenizeResponse(results=message.results))

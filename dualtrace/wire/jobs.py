@@ -23,9 +23,6 @@ Work = ComparePlan | RunPlan | str
 def start_to_pb(request_id: str, work: Work) -> pb.StartJobRequest:
     if isinstance(work, str):
         return pb.StartJobRequest(request_id=request_id, run_case=work)
-    if work.timeout_seconds is not None:
-        text = "a job has no deadline of its caller; the coordinator's own limits bound it"
-        raise InvalidArgument(Reason.CONFLICT, text, field="timeout_seconds")
     if isinstance(work, RunPlan):
         return pb.StartJobRequest(request_id=request_id, run=run_plan_to_pb(work))
     return pb.StartJobRequest(request_id=request_id, compare=compare_plan_to_pb(work))

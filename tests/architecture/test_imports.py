@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "transformers"}
 IMPURE = {"asyncio", "grpc", "grpc_status", "google", "socket", "subprocess", "threading"}
-PURE = ("compare", "masks", "batching", "questions")
+PURE = ("compare", "masks", "batching", "questions", "runs", "cases")
 
 LOAD_ALL = """
 import importlib, pkgutil, sys

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from dualtrace.engine_scorer import EngineScorer
+from dualtrace.scorer import Scorer
 from tests.support.contract import Subject, load_subject
+from tests.support.scorers import connected
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -16,9 +17,13 @@ def subject(engine_name: str, request: pytest.FixtureRequest) -> Subject:
     return load_subject(engine_name, str(request.param))
 
 
-@pytest.fixture
-async def scorer(subject: Subject) -> AsyncIterator[EngineScorer]:
-    """Questions to that engine, through queue and batches."""
+@pytest.fixture(params=["in process", "over the wire"])
+async def scorer(subject: Subject, request: pytest.FixtureRequest) -> AsyncIterator[Scorer]:
+    """Questions to that engine through queue and batches; and all of them again from behind a socket."""
     made = subject.scorer()
-    yield made
-    await made.close()
+    if request.param == "in process":
+        yield made
+        await made.close()
+    else:
+        async with connected(made, preflight=False) as client:
+            yield client

@@ -12,15 +12,8 @@ import pytest
 from dualtrace.engine import Engine, Read, int_array
 from dualtrace.rows import Row, plain_row
 from tests.support.answering import joined, wanted
-from tests.support.contract import (
-    Subject,
-    assert_close,
-    changed_model,
-    load_engine,
-    load_subject,
-    random_ids,
-    run_layout,
-)
+from tests.support.contract import Subject, assert_close, changed_model, load_subject, random_ids, run_layout
+from tests.support.engines import load_engine
 from tests.support.tiny import tiny_model
 from tests.support.tolerances import FLOAT64
 

@@ -16,7 +16,8 @@ from dualtrace.questions.asked import NextTokenQuestion, PreflightQuestion, Roll
 from dualtrace.scorer import ask_one
 from dualtrace.tokens import Tokenizer
 from tests.support.answering import ask_logprob, gather, ids
-from tests.support.contract import changed_model, load_engine, set_row
+from tests.support.contract import changed_model, set_row
+from tests.support.engines import load_engine
 from tests.support.scorers import all_events
 from tests.support.tiny import tiny_model
 

@@ -121,6 +121,31 @@ async def test_damaged_bytes_end_in_a_problem(artifacts: ArtifactStore, tmp_path
     assert caught.value.reason is Reason.ARTIFACT_CORRUPT
 
 
+async def test_what_is_staged_has_no_name_until_it_is_kept(artifacts: ArtifactStore) -> None:
+    staged = await artifacts.stage(DATA)
+    assert (staged.digest, await artifacts.has(DIGEST)) == (DIGEST, False)
+    await artifacts.keep([staged])
+    assert b"".join(await read(artifacts, DIGEST)) == DATA
+
+
+async def test_what_is_staged_and_dropped_leaves_nothing(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    await artifacts.drop([await artifacts.stage(DATA)])
+    assert list_files(tmp_path) == []
+
+
+async def test_the_same_bytes_staged_twice_are_kept_once(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    staged = [await artifacts.stage(DATA), await artifacts.stage(DATA)]
+    await artifacts.keep(staged)
+    await artifacts.drop([await artifacts.stage(DATA)])
+    assert list_files(tmp_path) == [f"sha256/{DIGEST[7:9]}/{DIGEST[7:]}"]
+
+
+async def test_a_folder_that_a_backup_left_out_is_made_again(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    (tmp_path / "artifacts" / "sha256" / DIGEST[7:9]).rmdir()
+    await artifacts.prepare()
+    assert await artifacts.put(DATA) == DIGEST
+
+
 async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     artifacts = ArtifactStore(str(tmp_path / "artifacts"), FullDisk())
     await artifacts.prepare()
@@ -129,12 +154,12 @@ async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     assert (caught.value.reason, list_files(tmp_path)) == (Reason.STORAGE_FULL, [])
 
 
-async def test_a_sweep_takes_what_nothing_refers_to_and_no_more(artifacts: ArtifactStore, tmp_path: Path) -> None:
+async def test_a_sweep_takes_what_it_is_told_to_and_no_more(artifacts: ArtifactStore, tmp_path: Path) -> None:
     await artifacts.put(b"orphan")
     await artifacts.put(DATA)
     (tmp_path / "artifacts" / "incoming" / "half").write_bytes(b"ha")
     (tmp_path / "artifacts" / "sha256" / "README").write_bytes(b"not ours")
-    assert await artifacts.sweep({DIGEST}) == 2
+    assert await artifacts.sweep(await artifacts.find_others({DIGEST})) == 2
     assert list_files(tmp_path) == ["sha256/README", f"sha256/{DIGEST[7:9]}/{DIGEST[7:]}"]
 
 
@@ -157,7 +182,7 @@ async def test_another_file_system_of_fsspec_will_do() -> None:
     await artifacts.prepare()
     await artifacts.put(b"orphan")
     digest = await artifacts.put(DATA)
-    swept = await artifacts.sweep({digest})
+    swept = await artifacts.sweep(await artifacts.find_others({digest}))
     assert (b"".join(await read(artifacts, digest)), swept) == (DATA, 1)
 
 

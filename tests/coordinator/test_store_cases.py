@@ -116,10 +116,28 @@ async def test_a_case_is_not_deleted_from_an_old_revision(store: Store) -> None:
     assert await names(store) == ["first"]
 
 
-async def test_a_name_is_free_again_after_the_case_is_deleted(store: Store) -> None:
+async def test_a_case_created_again_under_its_name_goes_on_counting(store: Store) -> None:
+    await store.create_case(make_case())
+    await store.update_case(make_case(), 1)
+    await store.delete_case("first", 2)
+    assert (await store.create_case(make_case())).revision == 3
+    await store.delete_case("first", 3)
+    assert (await store.create_case(make_case())).revision == 4
+
+
+async def test_a_revision_of_a_deleted_case_fits_no_later_one_of_its_name(store: Store) -> None:
     await store.create_case(make_case())
     await store.delete_case("first", 1)
-    assert (await store.create_case(make_case())).revision == 1
+    await store.create_case(make_case(description="another"))
+    with pytest.raises(FailedPrecondition, match="at revision 2") as caught:
+        await store.update_case(make_case(description="of the old one"), 1)
+    assert caught.value.reason is Reason.REVISION_CONFLICT
+
+
+async def test_a_name_that_was_never_deleted_begins_at_one(store: Store) -> None:
+    await store.create_case(make_case())
+    await store.delete_case("first", 1)
+    assert (await store.create_case(make_case("second"))).revision == 1
 
 
 async def test_cases_are_listed_by_name_and_tag(store: Store) -> None:

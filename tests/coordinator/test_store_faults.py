@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from coordinator import migrations
 from coordinator.store import Store
 from coordinator.store.database import Database
 from coordinator.store.sqlite import FILE
@@ -225,7 +226,7 @@ async def test_a_store_of_a_later_version_is_refused_and_left_as_it_is(tmp_path:
     problem = await refusal(tmp_path)
     assert (type(problem), problem.reason) == (FailedPrecondition, Reason.SCHEMA_VERSION)
     assert "made by a later version" in problem.detail.message
-    change(tmp_path, "UPDATE alembic_version SET version_num = '0001'")
+    change(tmp_path, f"UPDATE alembic_version SET version_num = '{migrations.newest_revision()}'")
     assert run_id in await run_of(tmp_path, run_id)
 
 

@@ -1,13 +1,12 @@
 """What the contract suite is run on: an engine by name, its tokenizer, and how far its numbers may move.
 
-It knows how engines are loaded by their settings. It must not know any engine's insides.
+It knows models and tolerances. It must not know any engine's insides.
 """
 
 from __future__ import annotations
 
-import importlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,39 +16,18 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from dualtrace.batching import lay_out
-from dualtrace.engine import Batch, Engine, EngineSettings, Live, Readout, Reads, Shape, Step
+from dualtrace.engine import Engine, Live, Readout
 from dualtrace.engine_scorer import EngineScorer
 from dualtrace.fake import fake_tokenizer
 from dualtrace.model_card import ModelCard
 from dualtrace.rows import Row
 from dualtrace.tokens import Tokenizer
-from tests.conftest import ENGINE_MODULES
+from tests.support.engines import lend, load_engine
 from tests.support.tiny import tiny_model
 from tests.support.tolerances import Precision, Tolerance, find_tolerance
 
 SEEDS = {"llama": 1, "gpt2": 2}
 ATTENTION = {"llama": "gqa", "gpt2": "mha"}
-STEP_TOKENS = 8  # short, so that tiny texts take several steps where an engine has steps
-
-
-class Unclosed:
-    """An engine that outlives the scorer it is lent to."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    @property
-    def card(self) -> ModelCard:
-        return self._engine.card
-
-    def prepare(self, shape: Shape) -> None:
-        self._engine.prepare(shape)
-
-    def forward(self, batch: Batch, reads: Reads, live: Live) -> Iterator[Step]:
-        return self._engine.forward(batch, reads, live)
-
-    def close(self) -> None:
-        """The session still needs it."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +39,7 @@ class Subject:
     tolerance: Tolerance  # between two careful answers of this engine
 
     def scorer(self) -> EngineScorer:
-        return EngineScorer(Unclosed(self.engine), self.tokenizer)
-
-
-def load_engine(name: str, model: Path, **options: str) -> Engine:
-    """By the backend's one public name."""
-    load: Callable[[EngineSettings], Engine] = importlib.import_module(ENGINE_MODULES[name]).load
-    return load(EngineSettings(model=model, step_tokens=STEP_TOKENS, options=options))
+        return EngineScorer(lend(self.engine), self.tokenizer)
 
 
 @cache

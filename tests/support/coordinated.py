@@ -26,12 +26,13 @@ TEXT = "The capital of France is Paris."
 
 @dataclass
 class House:
-    """A coordinator over sidecars of the fake engine, by their names."""
+    """A coordinator over sidecars, by their names."""
 
     processes: Processes
     data: Path
     specs: Mapping[str, str]  # backend name -> what its engine does
     flags: tuple[str, ...] = ()  # of the coordinator
+    models: Mapping[str, Path] = field(default_factory=dict)  # backend name -> checkpoint of a reference engine
     sidecars: dict[str, Process] = field(default_factory=dict)
     coordinator: Process | None = None
 
@@ -39,12 +40,14 @@ class House:
         for name, spec in self.specs.items():
             if name not in self.sidecars:
                 self.sidecars[name] = start_sidecar(self.processes, spec, name)
+        for name, model in self.models.items():
+            self.sidecars[name] = start_engine(self.processes, name, "reference", "--model", str(model))
         self.start_coordinator()
         return self
 
     def start_coordinator(self) -> None:
         command = [sys.executable, "-m", "coordinator", "--port", "0", "--http-port", "0", "--data", str(self.data)]
-        for name in self.specs:
+        for name in (*self.specs, *self.models):
             command += ["--backend", f"{name}={address_of(self.sidecars[name])}"]
         self.coordinator = self.processes.start([*command, *self.flags], name="coordinator", ready=COORDINATING)
 
@@ -66,8 +69,13 @@ class House:
 
 
 def start_sidecar(processes: Processes, spec: str = "", name: str = "sidecar", *flags: str) -> Process:
-    command = [sys.executable, "-m", "dualtrace.cli", "serve", "fake", "--spec", spec, "--port", "0", "--no-preflight"]
-    command += ["--metrics-port", "0", "--chunk-tokens", "1", "--drain-seconds", "0", *flags]
+    """One of the fake engine."""
+    return start_engine(processes, name, "fake", "--spec", spec, *flags)
+
+
+def start_engine(processes: Processes, name: str, *engine: str) -> Process:
+    command = [sys.executable, "-m", "dualtrace.cli", "serve", "--port", "0", "--no-preflight"]
+    command += ["--metrics-port", "0", "--chunk-tokens", "1", "--drain-seconds", "0", *engine]
     return processes.start(command, name=name, ready=LISTENING)
 
 
@@ -78,10 +86,16 @@ def address_of(sidecar: Process) -> str:
 
 def count_steps(sidecar: Process) -> float:
     """Steps that its engine has made."""
-    match = re.search(r"metrics on (\S+)", sidecar.stderr)
-    assert match is not None, sidecar.tell()
+    return read_metric(sidecar, "dualtrace_engine_step_seconds_count")
+
+
+def read_metric(server: Process, name: str) -> float:
+    """A number that a sidecar or a coordinator tells, labels and all as they stand there; 0 before its first time."""
+    match = re.search(r"metrics on (\S+)", server.stderr)
+    assert match is not None, server.tell()
     with urllib.request.urlopen(match[1], timeout=5) as answer:
-        found = re.search(rb"dualtrace_engine_step_seconds_count (\S+)", answer.read())
+        told = answer.read().decode()
+    found = re.search(rf"^{re.escape(name)} (\S+)", told, re.MULTILINE)
     return 0.0 if found is None else float(found[1])
 
 

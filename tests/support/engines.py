@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from dualtrace.arrays import FloatArray
-from dualtrace.engine import Engine, EngineSettings
+from dualtrace.engine import Batch, Engine, EngineSettings, Live, Preparation, Preparing, Reads, Shape, Step
+from dualtrace.engine_registry import find_engine
 from dualtrace.model_card import ModelCard
 from tests.support.adapters import broken_adapter, tiny_adapter
 from tests.support.tiny import tiny_model

@@ -22,6 +22,7 @@ from tests.support.stored import make_case, make_comparison, make_full_record, m
 RUNS = ("run-" + "0" * 25 + "1", "run-" + "0" * 25 + "2")
 COMPARISON = "cmp-" + "0" * 26
 CASE = "first"
+DELETED_CASE = "gone"
 REQUESTS = ("request-1", "request-2")
 
 
@@ -31,6 +32,8 @@ async def fill(store: Store) -> None:
     await store.add_comparison(make_comparison(*RUNS, case=CASE, comparison_id=COMPARISON))
     await store.create_case(make_case(CASE))
     await store.update_case(make_case(CASE, description="changed"), 1)
+    await store.create_case(make_case(DELETED_CASE))
+    await store.delete_case(DELETED_CASE, 1)
     done, _ = await store.start_job(REQUESTS[0], "the work")
     await store.add_job_event(done.job_id, JobState.RUNNING, "half", 1, 2, "tokens", run_id=RUNS[0])
     await store.add_job_event(done.job_id, JobState.FAILED, problem=Internal(Reason.BUG, "it broke"))

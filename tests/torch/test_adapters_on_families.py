@@ -118,6 +118,19 @@ def test_views_of_one_batch_that_part_at_a_layer_stay_apart(family: str) -> None
         assert largest_difference(found[2 * number + 1], theirs(family, strength)) <= PEFT_EPSILON
 
 
+@pytest.mark.parametrize("count", [6, 60], ids=["few turns", "many turns"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_texts_whose_views_take_turns_in_one_batch_are_what_they_are_alone(family: str, count: int) -> None:
+    rows, views = ROWS[:16], [view for view, _strength in VIEWS.values()]
+    segments = [Segment(np.roll(IDS, number)[:16], rows, view=views[number % 3]) for number in range(count)]
+    read = Read(rows, extra_ids=EVERY_ID)
+    found = ours(family, segments, [read] * count)
+    for number, segment in enumerate(segments):
+        alone = ours(family, [segment], [read])[0].extra_logprobs
+        assert alone is not None
+        assert largest_difference(found[number], alone) <= PEFT_EPSILON
+
+
 @pytest.mark.parametrize("family", FUSED)
 def test_a_fused_projection_is_among_the_modules_that_got_a_delta(family: str) -> None:
     found = ours(family, [Segment(IDS, ROWS, view=finetuned("a"))], [NOTHING])

@@ -28,8 +28,8 @@ from dualtrace.questions.asked import (
     Variant,
 )
 from dualtrace.tokens import Prefix, PrefixKind, Tokenizer
-from tests.support.contract import Unclosed, tolerance_of
-from tests.support.engines import assert_near
+from tests.support.contract import tolerance_of
+from tests.support.engines import assert_near, lend
 from tests.support.scorers import all_events
 from tests.support.tolerances import LOG_SOFTMAX_LARGE
 
@@ -106,7 +106,7 @@ def ask(engine: Engine, tokenizer: Tokenizer, question: StreamQuestion) -> tuple
     from dualtrace.engine_scorer import EngineScorer
 
     async def run() -> list[Any]:
-        scorer = EngineScorer(Unclosed(engine), tokenizer)
+        scorer = EngineScorer(lend(engine), tokenizer)
         try:
             return await all_events(scorer, question)
         finally:

@@ -57,8 +57,8 @@ CREATE TABLE job_events (
 	CONSTRAINT pk_job_events PRIMARY KEY (job_id, sequence), 
 	CONSTRAINT fk_job_events_job_id FOREIGN KEY(job_id) REFERENCES jobs (job_id)
 );
-INSERT INTO "job_events" VALUES('job-01m7zbhq80czcvrp2yq8b8er8a',1,'RUNNING','run-00000000000000000000000001',NULL,NULL,'half',1,2,'tokens');
-INSERT INTO "job_events" VALUES('job-01m7zbhq80czcvrp2yq8b8er8a',2,'FAILED','run-00000000000000000000000001',NULL,'{"code": "INTERNAL", "reason": "BUG", "field": "", "message": "it broke", "allowed": ""}','',0,0,'');
+INSERT INTO "job_events" VALUES('job-01m7zbjgp68vh4w0mfd1gj2xz8',1,'RUNNING','run-00000000000000000000000001',NULL,NULL,'half',1,2,'tokens');
+INSERT INTO "job_events" VALUES('job-01m7zbjgp68vh4w0mfd1gj2xz8',2,'FAILED','run-00000000000000000000000001',NULL,'{"code": "INTERNAL", "reason": "BUG", "field": "", "message": "it broke", "allowed": ""}','',0,0,'');
 CREATE TABLE jobs (
 	job_id VARCHAR(30) NOT NULL, 
 	request_id VARCHAR(100) NOT NULL, 
@@ -74,13 +74,14 @@ CREATE TABLE jobs (
 	CONSTRAINT fk_jobs_run_id FOREIGN KEY(run_id) REFERENCES runs (run_id), 
 	CONSTRAINT fk_jobs_comparison_id FOREIGN KEY(comparison_id) REFERENCES comparisons (comparison_id)
 );
-INSERT INTO "jobs" VALUES('job-01m7zbhq80czcvrp2yq8b8er8a','request-1','2026-11-21T15:28:10.496046Z','FAILED',2,'run-00000000000000000000000001',NULL,'{"code": "INTERNAL", "reason": "BUG", "field": "", "message": "it broke", "allowed": ""}','the work');
-INSERT INTO "jobs" VALUES('job-01m7zbhq8q4dzsmw9h7mjn12wy','request-2','2026-11-21T15:28:10.519508Z','WAITING',0,NULL,NULL,NULL,'other work');
+INSERT INTO "jobs" VALUES('job-01m7zbjgp68vh4w0mfd1gj2xz8','request-1','2026-11-21T15:28:36.550345Z','FAILED',2,'run-00000000000000000000000001',NULL,'{"code": "INTERNAL", "reason": "BUG", "field": "", "message": "it broke", "allowed": ""}','the work');
+INSERT INTO "jobs" VALUES('job-01m7zbjgphnzxa5xmajm7adprc','request-2','2026-11-21T15:28:36.561042Z','WAITING',0,NULL,NULL,NULL,'other work');
 CREATE TABLE retired_cases (
 	name VARCHAR(100) NOT NULL, 
 	revision BIGINT NOT NULL, 
 	CONSTRAINT pk_retired_cases PRIMARY KEY (name)
 );
+INSERT INTO "retired_cases" VALUES('gone',1);
 CREATE TABLE runs (
 	run_id VARCHAR(30) NOT NULL, 
 	created VARCHAR(40) NOT NULL, 
