@@ -51,6 +51,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 MAX_FILE_BYTES = 64 << 20
 MAX_WIDTH = 1_000_000_000  # a text is never folded: one line of it is one line of the file
 BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*(?::[A-Za-z0-9_./-]+|:\$\{[A-Z0-9_]+\})?")
+OTHER_BREAKS = re.compile("[\r\x85\u2028\u2029]")  # a block would give them back as plain newlines
 WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # for other readers' sake too
 GIVEN = ("request", "given by the caller")  # name and source of numbers that no profile has
 
@@ -281,7 +282,7 @@ class _Writer(yaml.SafeDumper):
     def write_text(self, text: str) -> yaml.ScalarNode:
         if BARE.fullmatch(text) and text.lower() not in WORDS:
             return self.represent_scalar("tag:yaml.org,2002:str", text)
-        is_block = "\n" in text.strip("\n") and "\r" not in text
+        is_block = "\n" in text.strip("\n") and not OTHER_BREAKS.search(text)
         return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if is_block else '"')
 
     def write_list(self, values: list[Any]) -> yaml.SequenceNode:

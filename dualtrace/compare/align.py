@@ -128,6 +128,7 @@ class Timeline:
         self.header = header
         self.told = 0
         self.taken = 0
+        self.scored = 0  # tokens that came with their numbers
         self.done = False  # every token that will be told was told
         self.failed = False  # it ended before its time
         self._blocks: deque[Block] = deque()
@@ -148,7 +149,14 @@ class Timeline:
             self._append(blank_block(gap))
         if count:
             self._append(block)
+        self.scored += count
         return block
+
+    def end(self, scored: int) -> None:
+        """Everything was told, as the answer's own count says too."""
+        if scored != self.scored:
+            raise broken(f"an item ended with {scored} scored tokens; {self.scored} came")
+        self.done = True
 
     def _append(self, block: Block) -> None:
         self._blocks.append(block)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from dualtrace.compare import gates as g
 from dualtrace.compare.events import ProvenanceDifference
 from dualtrace.compare.figures import DistributionReport, ItemReport, LabelReport, ScoreSummary, TokenSummary
+from dualtrace.compare.header_conflicts import find_header_conflict
 from dualtrace.compare.labels import Scored, compare_labels, labels_of, summarize_scores
 from dualtrace.compare.next_tokens import Read, compare_next
 from dualtrace.compare.pass_rule import PassRule, TokenStatus
@@ -49,6 +50,11 @@ class Findings:
     @property
     def left(self) -> SideAnswer:
         return self.answers[SideName.LEFT]
+
+    def own_question(self, side: SideName) -> AskedQuestion:
+        """As it was asked of this side: a stored run may have been asked for more or less."""
+        run = self.facts[side].run
+        return self.question if run is None else run.question
 
     @property
     def right(self) -> SideAnswer:
@@ -124,10 +130,19 @@ def _compare(findings: Findings) -> _Figures:
 
 def _compare_tokens(findings: Findings, rule: PassRule) -> _Figures:
     summary = summarize_tokens(findings.items, rule, _find_unavailable(findings))
-    conflicts = tuple(describe_id_mismatch(item.id_mismatch) for item in findings.items if item.id_mismatch)
+    conflicts = tuple(reason for pairs in findings.items if (reason := _find_conflict(findings, pairs)) is not None)
     return _Figures(
         tokens=summary, conflicts=conflicts, judged=summary.aligned_count, mismatches=summary.token_mismatch_count
     )
+
+
+def _find_conflict(findings: Findings, pairs: ItemPairs) -> str | None:
+    """Why the two sides did not read the same text in the same way."""
+    if pairs.id_mismatch is not None:
+        return describe_id_mismatch(pairs.id_mismatch)
+    if not all(pairs.item in answer.done for answer in (findings.left, findings.right)):
+        return None  # a side that failed has not told what it read
+    return find_header_conflict(pairs.item, pairs.aligner.left.header, pairs.aligner.right.header)
 
 
 def _find_unavailable(findings: Findings) -> tuple[str, ...]:
@@ -153,7 +168,6 @@ def _compare_distributions(findings: Findings, question: NextTokenQuestion, rule
             _read(findings, SideName.LEFT, item),
             _read(findings, SideName.RIGHT, item),
             rule,
-            holds_top=question.top_k > 0,
         )
         for item in range(len(question.prompts))
     ]
@@ -171,7 +185,9 @@ def _compare_distributions(findings: Findings, question: NextTokenQuestion, rule
 def _read(findings: Findings, side: SideName, item: int) -> Read:
     answer, found = findings.answers[side], findings.answers[side].whole.get(item)
     next_tokens = found if isinstance(found, NextTokens) else None
-    return Read(next_tokens, answer.problems.get(item), findings.extra_ids[side], answer.pieces)
+    own = findings.own_question(side)
+    holds_top = isinstance(own, NextTokenQuestion) and own.top_k > 0
+    return Read(next_tokens, answer.problems.get(item), findings.extra_ids[side], holds_top, answer.pieces)
 
 
 def _compare_scores(findings: Findings, question: ScoreQuestion, rule: PassRule) -> _Figures:
@@ -249,7 +265,10 @@ def _judge_receipts(findings: Findings) -> g.GateResult:
 
 
 def _answered(answer: SideAnswer, item: int) -> bool:
-    return item in answer.done or item in answer.whole
+    """An item with nothing to score ran no forward, so it has no receipt to give."""
+    done = answer.done.get(item)
+    ran = done is not None and (done.scored_tokens > 0 or done.applied is not None)
+    return ran or item in answer.whole
 
 
 def _receipt(answer: SideAnswer, item: int) -> str | None:

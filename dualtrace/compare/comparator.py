@@ -14,6 +14,7 @@ from dualtrace.compare.align import Timeline, broken
 from dualtrace.compare.assembly import Findings, assemble, find_differences
 from dualtrace.compare.events import CompareEvent, CompareHeader, SideFailed
 from dualtrace.compare.gates import DEFAULT_GATES, GatePolicy
+from dualtrace.compare.labels import find_miscounted
 from dualtrace.compare.pass_rule import PassRule
 from dualtrace.compare.report import BenchmarkReport, CompareReport
 from dualtrace.compare.side_answer import SideAnswer
@@ -119,9 +120,10 @@ class Comparator:
         """A side that has neither ended nor failed by now is held to have broken off."""
         facts = {SideName.LEFT: left, SideName.RIGHT: right}
         for side, known in facts.items():
-            if known.problem is not None:
+            if known.problem is not None:  # first of both: what a side told may wait for the other's header
                 self.fail(side, known.problem)
-            elif not self._sides[side].is_over:
+        for side in facts:
+            if not self._sides[side].is_over:
                 self.fail(side, broken("it ended without its summary, so it is not whole"))
         extra_ids = {side: self._find_extra_ids(side, facts[side]) for side in SIDES}
         findings = Findings(
@@ -170,6 +172,9 @@ class Comparator:
                 answer.take_whole(event)
             case ScoreAnswer() if isinstance(self._question, ScoreQuestion):
                 answer.take_whole(event)
+                for item, problem in find_miscounted(self._question, answer.whole).items():
+                    del answer.whole[item]
+                    answer.problems[item] = problem
             case _:
                 raise broken(f"{type(event).__name__} is no part of an answer to {self._question.kind.value}")
         return [SideFailed(side, problem) for _, problem in sorted(answer.problems.items())]
@@ -237,8 +242,8 @@ class Comparator:
         if isinstance(event, TokenChunk):
             answer.ranks.append(timeline.add(event).ranks)
         elif isinstance(event, ItemDone):
+            timeline.end(event.scored_tokens)
             answer.take_done(event)
-            timeline.done = True
         else:
             events.append(SideFailed(side, answer.take_problem(event)))
             timeline.failed = True

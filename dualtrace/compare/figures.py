@@ -58,8 +58,8 @@ class PositionBucket:
     stop: int
     count: int
     mismatches: int
-    max_abs_diff: float
-    mean_abs_diff: float
+    max_abs_diff: float | None  # None: no pair here has two finite numbers
+    mean_abs_diff: float | None
 
 
 @dataclass(frozen=True)

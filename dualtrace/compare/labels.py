@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dualtrace.compare.align import broken
 from dualtrace.compare.figures import LabelReport, ScoreSummary
 from dualtrace.compare.pass_rule import PassRule, TokenStatus
 from dualtrace.compare.statistics import mean
@@ -32,6 +33,19 @@ def labels_of(question: ScoreQuestion, item: int) -> tuple[int, ...]:
     if question.item_labels is not None:
         return question.item_labels[item] if item < len(question.item_labels) else ()
     return question.labels or ()
+
+
+def find_miscounted(question: ScoreQuestion, found: Mapping[int, object]) -> dict[int, Problem]:
+    """Items whose numbers are not one for each label, and why: none of them can be told from another."""
+    problems: dict[int, Problem] = {}
+    for item, result in found.items():
+        if not isinstance(result, ScoreResult):
+            continue
+        asked, counts = len(labels_of(question, item)), (len(result.scores), len(result.label_logprobs))
+        if counts[0] != asked or counts[1] not in (asked, 0):  # a scorer may have no logprobs to give
+            told = f"{counts[0]} scores and {counts[1]} logprobs came for {asked} labels"
+            problems[item] = broken(told).at(item=item)
+    return problems
 
 
 def compare_labels(

@@ -25,6 +25,7 @@ class Read:
     found: NextTokens | None  # None: it has none
     problem: Problem | None
     extra_ids: tuple[int, ...]
+    holds_top: bool  # it told its most likely ids
     pieces: Mapping[int, bytes]  # of ids, as far as known
 
     @property
@@ -37,10 +38,8 @@ class Read:
         return {**self.pieces, **dict(own)}
 
 
-def compare_next(
-    item: int, left: Read, right: Read, rule: PassRule, *, holds_top: bool
-) -> tuple[DistributionReport, str | None]:
-    """The line, and why the two cannot be compared, if so. `holds_top`: each side told its most likely ids."""
+def compare_next(item: int, left: Read, right: Read, rule: PassRule) -> tuple[DistributionReport, str | None]:
+    """The line, and why the two cannot be compared, if so."""
     if left.found is None or right.found is None:
         return _blank(item, left, right, TokenStatus.UNAVAILABLE), None
     reason = _find_conflict(item, left, right)
@@ -51,14 +50,14 @@ def compare_next(
     if not shared.ids:
         reason = f"prompt {item}: the sides told no token id in common; ask for top_k of 1 or above"
         return _blank(item, left, right, TokenStatus.UNAVAILABLE), reason
-    return _fill(item, left, right, shared, known, rule, holds_top), None
+    return _fill(item, left, right, shared, known, rule), None
 
 
 def _fill(
-    item: int, left: Read, right: Read, shared: Shared, known: tuple[Known, Known], rule: PassRule, holds_top: bool
+    item: int, left: Read, right: Read, shared: Shared, known: tuple[Known, Known], rule: PassRule
 ) -> DistributionReport:
     divergences = diverge(shared)
-    tops = [top_of(side, holds_top=holds_top) for side in known]
+    tops = [top_of(one, holds_top=side.holds_top) for one, side in zip(known, (left, right), strict=True)]
     agree = bool(rule.agree_columns(shared.left, shared.right).all())
     pieces = {**right.all_pieces, **left.all_pieces}
     return DistributionReport(

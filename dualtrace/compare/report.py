@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -27,15 +26,19 @@ from dualtrace.compare.figures import (
     TokenColumns,
     TokenSummary,
 )
-from dualtrace.compare.gates import GatePolicy, GateResult
+from dualtrace.compare.gates import GateName, GatePolicy, GateResult, GateVerdict
+from dualtrace.compare.pass_rule import TokenStatus
 from dualtrace.compare.report_checks import (
+    Ground,
     check_distributions,
+    check_ground,
     check_items,
     check_labels,
     check_summary,
     check_verdict,
 )
 from dualtrace.compare.tolerance import Tolerance
+from dualtrace.json_text import FloatTexts, dump_json
 from dualtrace.model_card import ModelProvenance
 from dualtrace.questions.answers import Execution, Usage
 from dualtrace.questions.asked import Variant
@@ -150,9 +153,10 @@ def write_report(report: CompareReport) -> dict[str, Any]:
     }
 
 
-def report_to_text(report: CompareReport) -> str:
-    """One line of ASCII, the same for equal reports: it can be digested."""
-    return json.dumps(write_report(report), allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+def report_to_text(report: CompareReport, texts: FloatTexts | None = None) -> str:
+    """One line of ASCII, the same for equal reports: it can be digested. `texts`: of numbers that other documents
+    hold too."""
+    return dump_json(write_report(report), texts, compact=True)
 
 
 def report_digest(text: str) -> str:
@@ -179,4 +183,18 @@ def read_report(text: str) -> CompareReport:
     check_distributions(report.distributions)
     check_labels(report.labels)
     check_verdict(report.verdict, report.gates)
+    check_ground(report.verdict, _find_ground(report))
     return report
+
+
+def _find_ground(report: CompareReport) -> Ground:
+    statuses = [line.status for line in report.distributions] + [line.status for line in report.labels]
+    tokens, scores = report.tokens, report.scores
+    aligned = (0 if tokens is None else tokens.aligned_count) + (0 if scores is None else scores.pairs)
+    fails = {gate.gate for gate in report.gates if gate.verdict is GateVerdict.FAIL}
+    return Ground(
+        failed_side=report.left.problem is not None or report.right.problem is not None,
+        failed_items=GateName.FAILURE_RATE in fails,
+        parted=TokenStatus.ID_MISMATCH in statuses or (tokens is not None and tokens.first_id_mismatch is not None),
+        compared=aligned > 0 or bool({TokenStatus.MATCH, TokenStatus.MISMATCH} & set(statuses)),
+    )

@@ -6,7 +6,7 @@ It knows the figures. It must not know JSON, nor how a figure is computed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 from dualtrace.compare.figures import DistributionReport, ItemReport, LabelReport, TokenColumns, TokenSummary
@@ -95,6 +95,26 @@ def check_verdict(verdict: str, gates: Sequence[GateResult]) -> None:
     failed = [gate.gate for gate in gates if gate.verdict is GateVerdict.FAIL]
     if (verdict == "PASS" and failed) or (verdict == "FAIL" and not failed):
         raise _conflict("verdict", f"is {verdict}, and the failed gates are: {', '.join(failed) or 'none'}")
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a verdict stands on, as the rest of the report tells it."""
+
+    failed_side: bool
+    failed_items: bool  # more than may fail
+    parted: bool  # the sides read different tokens
+    compared: bool  # something was held against the tolerance
+
+
+def check_ground(verdict: str, ground: Ground) -> None:
+    """A verdict that the findings contradict: the document was changed."""
+    failed = ground.failed_side or ground.failed_items
+    if failed != (verdict == "ERROR"):
+        raise _conflict("verdict", f"is {verdict}, and {'a side or too many items' if failed else 'no side'} failed")
+    if verdict in ("PASS", "FAIL") and (ground.parted or not ground.compared):
+        why = "the sides read different tokens" if ground.parted else "nothing was compared"
+        raise _conflict("verdict", f"is {verdict}, and {why}")
 
 
 def _check_sizes(path: str, columns: dict[str, Sequence[object] | None]) -> None:

@@ -183,7 +183,7 @@ def _bucket(tokens: _Tokens) -> tuple[PositionBucket, ...]:
     for start, stop in pairwise(BUCKET_EDGES):
         inside = (tokens.indices >= start) & (tokens.indices < stop)
         finite = inside & tokens.finite
-        if not finite.any():
+        if not (inside & judged).any():
             continue
         diffs = np.abs(tokens.left[finite] - tokens.right[finite])
         buckets.append(
@@ -192,8 +192,8 @@ def _bucket(tokens: _Tokens) -> tuple[PositionBucket, ...]:
                 stop=stop,
                 count=int((inside & judged).sum()),
                 mismatches=int((inside & (tokens.codes == _MISMATCH)).sum()),
-                max_abs_diff=float(diffs.max()),
-                mean_abs_diff=mean(diffs),
+                max_abs_diff=float(diffs.max()) if diffs.size else None,
+                mean_abs_diff=mean(diffs) if diffs.size else None,
             )
         )
     return tuple(buckets)

@@ -93,6 +93,9 @@ def _plan_items(
 
 def _labels(question: ScoreQuestion, context: Context) -> list[IntArray]:
     """The label ids of each item, checked. They are checked even when there are no items."""
+    if question.labels is not None and question.item_labels is not None:
+        message = "both label_token_ids and item_label_token_ids are set; give one list for all items, or one per item"
+        raise InvalidArgument(Reason.CONFLICT, message, field="label_token_ids")
     if question.item_labels is not None:
         if len(question.item_labels) != len(question.items):
             message = f"{len(question.item_labels)} label lists for {len(question.items)} items; give one per item"

@@ -5,6 +5,7 @@ It knows the events. It must not know any engine.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -70,8 +71,8 @@ def chunk_of(
     )  # fmt: skip
 
 
-def done_of(item: int = 0, **more: Any) -> ItemDone:
-    return ItemDone(item, 0, scored_tokens=0, **more)
+def done_of(item: int = 0, scored: int = 0, **more: Any) -> ItemDone:
+    return ItemDone(item, 0, scored, **more)
 
 
 def summary_of(done: int = 1, failed: int = 0) -> AnswerSummary:
@@ -105,7 +106,7 @@ class SideText:
             )
             ids = self.ids[1:][part]
             made.append(chunk_of(start + 1, ids, self.logprobs[part], ranks[part], item=item, **tops))
-        return [*made, done_of(item)]
+        return [*made, done_of(item, len(self.logprobs))]
 
     @property
     def header(self) -> ItemHeader:
@@ -160,7 +161,14 @@ def compare(
 
 def read_events(raw: Sequence[dict[str, Any]], side: SideName) -> list[Event]:
     """The events of one side of a replay vector."""
-    return [event for one in raw for event in _read_event(one, side)]
+    events = [event for one in raw for event in _read_event(one, side)]
+    scored: Counter[int] = Counter()
+    for place, event in enumerate(events):
+        if isinstance(event, TokenChunk):
+            scored[event.item] += len(event.tokens)
+        elif isinstance(event, ItemDone):
+            events[place] = replace(event, scored_tokens=scored[event.item])
+    return events
 
 
 def _read_event(raw: dict[str, Any], side: SideName) -> list[Event]:

@@ -132,6 +132,13 @@ def test_any_text_survives_the_file(text: str) -> None:
     assert same(read_one(write_case(case)), case)
 
 
+@pytest.mark.parametrize("line_break", ["\r", "\x85", "\u2028", "\u2029"])
+def test_no_line_break_becomes_another(line_break: str) -> None:
+    side = SideSpec("fake:")
+    case = Case("breaks", RollingQuestion((Input(text=f"a\nb{line_break}c"),)), side, side)
+    assert same(read_one(write_case(case)), case)
+
+
 @pytest.mark.parametrize(
     "word", ["no", "on", "null", "~", "1e-4", "1_000", "0x1f", "12:30", "2026-01-01", "<<", "=", ".5"]
 )

@@ -11,7 +11,7 @@ from dualtrace.compare.comparator import Comparator
 from dualtrace.compare.distributions import Known, diverge, share
 from dualtrace.compare.gates import GateName, GateVerdict
 from dualtrace.compare.pass_rule import TokenStatus
-from dualtrace.compare.report import BenchmarkReport, CompareReport, Verdict
+from dualtrace.compare.report import BenchmarkReport, CompareReport, Verdict, read_report, report_to_text
 from dualtrace.compare.sides import SideFacts, SideName
 from dualtrace.compare.tolerance import Tolerance, request_tolerance
 from dualtrace.engine import int_array
@@ -32,6 +32,7 @@ from dualtrace.questions.answers import (
 )
 from dualtrace.questions.asked import Input, NextTokenQuestion, ScoreQuestion, Variant
 from dualtrace.questions.tails import UNDERFLOW_LOGPROB
+from dualtrace.runs.collector import RunCollector
 from tests.support.compared import (
     CREATED,
     PROVENANCE,
@@ -41,6 +42,7 @@ from tests.support.compared import (
     done_of,
     header_of,
     problem_of,
+    rolling,
     summary_of,
 )
 
@@ -212,7 +214,7 @@ def applied(digest: str) -> Applied:
 
 
 def masked(digest: str | None) -> list[Any]:
-    end = done_of(applied=None if digest is None else applied(digest))
+    end = done_of(scored=1, applied=None if digest is None else applied(digest))
     return [header_of(TEXT.header), *TEXT.events()[:-1], end, summary_of()]
 
 
@@ -237,6 +239,38 @@ def test_receipts_are_a_gate_of_their_own(
     report = compare(masked(left), masked(right), facts=facts).report
     assert next(gate.verdict for gate in report.gates if gate.gate is GateName.RECEIPTS) is verdict
     assert report.verdict is (Verdict.FAIL if verdict is GateVerdict.FAIL else Verdict.PASS)
+
+
+def test_an_item_with_nothing_to_score_ran_no_forward_and_owes_no_receipt() -> None:
+    short = SideText([7], [])
+    sides = [[header_of(TEXT.header, short.header), *masked("a")[1:-1], done_of(1), summary_of(2)] for _ in range(2)]
+    report = compare(sides[0], sides[1], rolling(2), facts=(SideFacts("l", CAUSAL), SideFacts("r", CAUSAL))).report
+    assert report.verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("scores", [(0.5,), (0.5, 0.3, 0.2)])
+@pytest.mark.parametrize("logprobs", [(-1.0,), (-1.0, -2.0)])
+def test_another_number_of_scores_than_labels_fails_its_item(
+    scores: tuple[float, ...], logprobs: tuple[float, ...]
+) -> None:
+    odd = score_answer((scores, logprobs), ((0.5, 0.5), (-1.0, -1.0)))
+    report = compare([odd], [odd], SCORE).report
+    assert (report.verdict, report.labels[0].status) == (Verdict.ERROR, TokenStatus.UNAVAILABLE)
+    assert read_report(report_to_text(report)).labels == report.labels
+
+
+def test_what_a_side_did_not_tell_as_its_most_likely_is_not_held_against_it() -> None:
+    rare = next_of({3: EIGHTH, 4: QUARTER}, Tail("MEASURED", math.log(0.625)))
+    told = replace(ONE, top_ids=int_array([3]), top_logprobs=np.array([HALF]), top_pieces=(b"a",))
+    comparator = Comparator(NEXT, STRICT)
+    for side in (LEFT, RIGHT):
+        comparator.reread(side, replace(NEXT, top_k=0, extra_token_ids=(3, 4)), {})
+        comparator.push(side, next_answer(told if side is LEFT else rare))
+    collector = RunCollector("r", replace(NEXT, top_k=0, extra_token_ids=(3, 4), variants=(Variant(),)))
+    collector.push(next_answer(rare))
+    stored = collector.run()
+    (line,) = comparator.report(SideFacts("l"), SideFacts("r", run=stored), created=CREATED).distributions
+    assert line.top1_agrees is None
 
 
 def test_timings_reach_the_latency_and_the_failure_gate() -> None:

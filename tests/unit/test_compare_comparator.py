@@ -12,8 +12,8 @@ from dualtrace.compare.gates import GateName, GatePolicy, GateVerdict
 from dualtrace.compare.pass_rule import TokenStatus
 from dualtrace.compare.report import CompareReport, NotFiniteValue, Verdict
 from dualtrace.compare.sides import SideFacts, SideName
-from dualtrace.problems import InvalidArgument, Reason
-from dualtrace.questions.answers import ItemHeader, ItemProblem, NextTokenAnswer
+from dualtrace.problems import InvalidArgument, Problem, Reason
+from dualtrace.questions.answers import ItemHeader, ItemProblem, NextTokenAnswer, RollingWindows
 from dualtrace.questions.asked import Input, MaskedForwardQuestion, TokenizeQuestion, Variant
 from tests.support.compared import (
     PROVENANCE,
@@ -150,6 +150,7 @@ def test_a_problem_that_only_the_comparer_saw_makes_its_side_fail() -> None:
         [header_of(ITEM), done_of(), chunk_of(1, [1], [-1.0])],
         [header_of(ITEM), summary_of()],
         [header_of(ITEM), done_of(), summary_of(), done_of()],
+        [header_of(ITEM), chunk_of(1, [1, 2], [-1.0, -1.0]), done_of(scored=3), summary_of()],
         [header_of(ITEM), NextTokenAnswer((), PROVENANCE, summary_of().usage, summary_of().execution)],
     ],
     ids=lambda events: "-".join(type(event).__name__ for event in events),
@@ -159,6 +160,55 @@ def test_garbage_makes_its_own_side_fail(broken: list[Any]) -> None:
     assert (report.verdict, report.left.problem) == (Verdict.ERROR, None)
     assert report.right.problem is not None
     assert report.right.problem.reason == Reason.INCOMPLETE_STREAM
+
+
+def test_a_mismatch_without_a_number_stands_in_its_bucket() -> None:
+    blank: list[Event] = [header_of(ItemHeader(2, unscored=tokens_of([7, 1]))), done_of(), summary_of()]
+    tokens = compare(answer_of(SideText([7, 1], [-1.0])), blank).report.tokens
+    assert tokens is not None
+    assert [(one.count, one.mismatches, one.max_abs_diff) for one in tokens.position_buckets] == [(1, 1, None)]
+
+
+WINDOWS = RollingWindows(2, 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"token_count": 9}, "left read 4 tokens and right 9"),
+        ({"prompt_tokens": 1}, "part prompt and completion differently"),
+        ({"prefix_token_id": 5}, "prefix token 4 before it and right 5"),
+        ({"windows": replace(WINDOWS, count=1, max_tokens=32)}, "2 windows of 16 by 8"),
+    ],
+)  # fmt: skip
+def test_items_that_were_read_otherwise_cannot_be_compared(change: dict[str, Any], said: str) -> None:
+    """Although every token that was told is the same."""
+    header = replace(ITEM, prefix_token_id=4, windows=WINDOWS)
+    told = chunk_of(3, [3], [-1.0])
+    sides: list[list[Event]] = [
+        [header_of(one), told, done_of(scored=1), summary_of()] for one in (header, replace(header, **change))
+    ]
+    report = compare(sides[0], sides[1]).report
+    assert report.verdict is Verdict.INCOMPARABLE
+    assert said in report.reasons[0]
+
+
+def test_texts_that_fit_one_window_do_not_notice_its_size() -> None:
+    one = replace(ITEM, windows=RollingWindows(1, 16, 8))
+    sides: list[list[Event]] = [
+        [header_of(header), *TEXT.events(), summary_of()]
+        for header in (one, replace(one, windows=RollingWindows(1, 32, 32)))
+    ]
+    assert compare(sides[0], sides[1]).report.verdict is Verdict.PASS
+
+
+def test_a_failure_told_at_the_end_is_not_laid_to_the_side_that_waited() -> None:
+    comparator = Comparator(rolling(), STRICT)
+    for event in answer_of(TEXT):
+        assert not isinstance(event, Problem)
+        comparator.push(LEFT, event)
+    report = comparator.report(SideFacts("left"), SideFacts("right", problem=problem_of()))
+    assert report.left.problem is None
 
 
 def test_items_that_fail_within_the_allowed_rate_do_not_fail_the_side() -> None:
@@ -209,7 +259,12 @@ def test_an_argmax_flip_comes_with_both_margins() -> None:
 
 def test_what_nobody_asked_or_a_side_cannot_give_is_named() -> None:
     ranked = answer_of(TEXT)
-    unranked: list[Event] = [header_of(ITEM), chunk_of(1, [1, 2, 3], [-1.0, -2.0, -3.0], []), done_of(), summary_of()]
+    unranked: list[Event] = [
+        header_of(ITEM),
+        chunk_of(1, [1, 2, 3], [-1.0, -2.0, -3.0], []),
+        done_of(scored=3),
+        summary_of(),
+    ]
     report = compare(ranked, unranked).report
     assert report.tokens is not None
     assert report.verdict is Verdict.PASS
@@ -221,7 +276,12 @@ def test_what_nobody_asked_or_a_side_cannot_give_is_named() -> None:
 def test_kl_columns_of_both_sides_are_held_against_each_other() -> None:
     question = MaskedForwardQuestion(TEXT_INPUT, (Variant(),), kl_base_masked=True)
     sides: list[list[Event]] = [
-        [header_of(ITEM), chunk_of(1, [1, 2, 3], [-1.0, -2.0, -3.0], kl_base_masked=kl), done_of(), summary_of()]
+        [
+            header_of(ITEM),
+            chunk_of(1, [1, 2, 3], [-1.0, -2.0, -3.0], kl_base_masked=kl),
+            done_of(scored=3),
+            summary_of(),
+        ]
         for kl in ([0.0, 0.5, 1.0], [0.0, 0.75, 1.0])
     ]
     tokens = compare(sides[0], sides[1], question).report.tokens

@@ -17,6 +17,7 @@ REPORT = compare(
     answer_of(SideText([7, 1, 2], [-1.0, -2.0])), answer_of(SideText([7, 1, 2], [-1.0, -2.5]))
 ).report  # fmt: skip
 TEXT = report_to_text(REPORT)
+FAILED = {"code": "UNAVAILABLE", "reason": "UNREACHABLE", "field": "", "message": "gone", "allowed": ""}
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -104,6 +105,10 @@ def test_what_is_no_whole_report_is_refused_by_its_field(change: Change, field: 
         ("next-token", lambda one: one["distributions"][0].update(js_lower=0.7), "distributions[0].js_lower"),
         ("next-token", lambda one: one["distributions"][0]["token_ids"].pop(), "distributions[0]"),
         ("score", lambda one: one["labels"][0]["left_scores"].pop(), "labels[0]"),
+        ("score", lambda one: one["labels"][0].update(status="ID_MISMATCH"), "verdict"),
+        ("score", lambda one: one["left"].update(problem=FAILED), "verdict"),
+        ("score", lambda one: (one["labels"][0].update(status="UNAVAILABLE"), one.update(scores=None)), "verdict"),
+        ("score", lambda one: one.update(verdict="ERROR"), "verdict"),
     ],
 )  # fmt: skip
 def test_lines_of_a_report_are_checked_too(name: str, change: Change, field: str) -> None:

@@ -134,6 +134,12 @@ def test_no_items_are_a_success_without_scores_tokens_or_a_forward() -> None:
     assert plan_score(ask(ids(1, 2)), fake_context()).prompt_tokens == 0
 
 
+def test_labels_for_all_and_labels_for_each_are_not_both_given() -> None:
+    with pytest.raises(Problem) as caught:
+        plan_score(ScoreQuestion(ids(1), (ids(2),), labels=(10,), item_labels=((20,),)), fake_context())
+    assert caught.value.reason is Reason.CONFLICT
+
+
 def test_labels_are_checked_even_when_there_are_no_items() -> None:
     with pytest.raises(Problem) as caught:
         plan_score(ask(ids(1), labels=(-1,)), fake_context())
