@@ -20,7 +20,7 @@ from backend_torch.attention import ATTENTION, Work
 from backend_torch.blame import HEAD, NORM, watch_layers
 from backend_torch.forks import build_stages, fork_hooks
 from backend_torch.lora import Wardrobe, wear
-from backend_torch.readout import Ask, Head, read_all
+from backend_torch.readout import Ask, Head, chunk_rows, read_all
 from backend_torch.requests import check_request
 from backend_torch.sight import Sights
 from backend_torch.strands import Piece, Strand, drop_unwanted, keeps_keys, make_strands, next_pieces, release
@@ -234,7 +234,7 @@ def _read(model: Model, pieces: Sequence[Piece], hidden: Tensor, rows: dict[int,
         against = None if strand.against is None else shelf.place(strand.against, own.rows, None, 0)
         asks.append(Ask(own, places, against))
     if any(ask.places.size for ask in asks):
-        read_all(_head(model), shelf.source(), asks)
+        read_all(_head(model), shelf.source(), asks, chunk_rows(model.vocab_size))
     return asks
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -102,8 +103,8 @@ def _worn(stage: Stage, wearers: Mapping[int, Delta], linears: Mapping[str, nn.M
     if len(runs) > MANY_RUNS:
         rows = torch.cat([torch.arange(run.start, run.stop) for run in runs])
         return (Worn(rows.to(weight.device), column),)
-    parts = column.split([run.stop - run.start for run in runs])
-    return tuple(Worn(run, part) for run, part in zip(runs, parts, strict=True))
+    ends = np.cumsum([run.stop - run.start for run in runs]).tolist()
+    return tuple(Worn(run, column[end - run.stop + run.start : end]) for run, end in zip(runs, ends, strict=True))
 
 
 def _hook(

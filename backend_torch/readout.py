@@ -18,10 +18,12 @@ from torch import Tensor
 
 from dualtrace.engine import Read
 
-CHUNK_ROWS = 128  # rows of [rows, vocabulary] logits that exist at one time
+CHUNK_ROWS = 128  # rows of [rows, vocabulary] logits that exist at one time ...
+WIDE_CHUNK_ROWS = 256  # ... and so many while they fit in CHUNK_BYTES: a product of 256 costs a fifth less than two
+CHUNK_BYTES = 64 * 2**20
+BLOCK_ROWS = 64  # rows that are read at a time, and of a contrast's yardstick those that exist at one time
 CACHE_ROWS = 32  # rows that elementwise work takes at a time: they stay in the processor's cache
 CACHE_COLUMNS = 8192  # columns that a contrast takes at a time, for the same reason
-BLOCK_ROWS = 64  # rows of a contrast's yardstick that exist at one time
 UNREAD = -1  # in integer columns of bad rows, where no NaN can stand
 NAN = float("nan")
 
@@ -77,54 +79,60 @@ class _Logits:
     weights: Tensor | None  # [n,V] exponentials of the values less their row's maximum; kept for a contrast only
     bad: Tensor | None  # [n] bool rows that held NaN or infinity; None when none did
 
-    def __getitem__(self, rows: slice) -> _Logits:
-        weights, bad = (None if t is None else t[rows] for t in (self.weights, self.bad))
-        return _Logits(self.values[rows], self.log_total[rows], self.total[rows], weights, bad)
-
 
 class _Space:
-    """Memory that the logits of one chunk after another share: fresh pages cost more than what is written on them."""
+    """Memory that logits, or weights, of one call after another share: fresh pages cost more than what is written on
+    them."""
 
     def __init__(self) -> None:
-        self._values: Tensor | None = None
-        self._weights: Tensor | None = None
+        self._kept: Tensor | None = None
 
     def compute(self, head: Head, hidden: Tensor) -> Tensor:
         rows = hidden.shape[0]
-        fits = self._values is not None and self._values.shape[0] >= rows
-        values = head(hidden, self._values[:rows] if fits and self._values is not None else None)
-        if not fits:
-            self._values = values
+        if self._kept is not None and self._kept.shape[0] >= rows:
+            return head(hidden, self._kept[:rows])
+        self._kept = None  # before the larger one is made
+        values = self._kept = head(hidden, None)
         return values
 
-    def weights(self, like: Tensor) -> Tensor:
-        if self._weights is None or self._weights.shape[0] < like.shape[0]:
-            self._weights = torch.empty_like(like)
-        return self._weights[: like.shape[0]]
+    def like(self, values: Tensor) -> Tensor:
+        if self._kept is None or self._kept.shape[0] < values.shape[0]:
+            self._kept = None
+            self._kept = torch.empty_like(values)
+        return self._kept[: values.shape[0]]
 
 
-def read_all(head: Head, source: Tensor, asks: Sequence[Ask]) -> None:
+def chunk_rows(vocabulary: int) -> int:
+    return WIDE_CHUNK_ROWS if WIDE_CHUNK_ROWS * vocabulary * 4 <= CHUNK_BYTES else CHUNK_ROWS
+
+
+def read_all(head: Head, source: Tensor, asks: Sequence[Ask], chunk: int = CHUNK_ROWS) -> None:
     """Fill the columns of every ask from the hidden states `source` [S,D]."""
     yardsticks: dict[bytes, _Logits] = {}
-    space, other_space = _Space(), _Space()
-    for chunk in _chunks(asks):
-        places = np.concatenate([task.ask.places[task.rows] for task in chunk])
-        logits = _logits(head, source, places, space, keep=any(task.ask.against is not None for task in chunk))
+    space, weights, other_space, other_weights = _Space(), _Space(), _Space(), _Space()
+
+    def rows_of(places: Longs) -> Tensor:
+        return source[torch.from_numpy(places).to(source.device)]
+
+    for tasks in _chunks(asks, chunk):
+        values = space.compute(head, rows_of(np.concatenate([task.ask.places[task.rows] for task in tasks])))
         start = 0
-        for task in chunk:
-            mine = logits[start : start + task.size]
+        for task in tasks:
+            contrast = task.ask.against is not None
+            mine = _normalise(values[start : start + task.size], weights, keep=contrast)
             start += task.size
             _read_task(mine, task)
             if task.ask.against is not None:
                 wanted = task.ask.against[task.rows]
                 key = wanted.tobytes()
                 if key not in yardsticks:  # variants come in lockstep: the last yardstick serves them all
-                    yardsticks = {key: _logits(head, source, wanted, other_space, keep=True)}
+                    theirs = other_space.compute(head, rows_of(wanted))
+                    yardsticks = {key: _normalise(theirs, other_weights, keep=True)}
                 _read_contrast(mine, yardsticks[key], task)
 
 
-def _chunks(asks: Sequence[Ask]) -> Iterator[list[_Task]]:
-    """Tasks of at most CHUNK_ROWS rows in all; asks with one yardstick go through it block by block together."""
+def _chunks(asks: Sequence[Ask], size: int) -> Iterator[list[_Task]]:
+    """Tasks of at most `size` rows in all; asks with one yardstick go through it block by block together."""
     groups: dict[bytes, list[Ask]] = {}
     for number, ask in enumerate(asks):
         key = str(number).encode() if ask.against is None else b"against" + ask.against.tobytes()
@@ -133,11 +141,10 @@ def _chunks(asks: Sequence[Ask]) -> Iterator[list[_Task]]:
     filled = 0
     for group in groups.values():
         rows = len(group[0].places)
-        block = CHUNK_ROWS if group[0].against is None else BLOCK_ROWS
-        for start in range(0, rows, block):
+        for start in range(0, rows, BLOCK_ROWS):
             for ask in group:
-                task = _Task(ask, slice(start, min(start + block, rows)))
-                if chunk and filled + task.size > CHUNK_ROWS:
+                task = _Task(ask, slice(start, min(start + BLOCK_ROWS, rows)))
+                if chunk and filled + task.size > size:
                     yield chunk
                     chunk, filled = [], 0
                 chunk.append(task)
@@ -146,16 +153,15 @@ def _chunks(asks: Sequence[Ask]) -> Iterator[list[_Task]]:
         yield chunk
 
 
-def _logits(head: Head, source: Tensor, places: Longs, space: _Space, *, keep: bool) -> _Logits:
+def _normalise(values: Tensor, space: _Space, *, keep: bool) -> _Logits:
     """With `keep` the weights too, which a contrast needs."""
-    values = space.compute(head, source[torch.from_numpy(places).to(source.device)])
     peak = torch.cat([part.amax(dim=1, keepdim=True) for part in _cut(values)])
     bad = None
     if not bool(torch.isfinite(peak).all()) or not bool(torch.isfinite(values.amin())):
         bad = ~torch.isfinite(values).all(dim=1)
         values = values.masked_fill(bad[:, None], 0.0)
         peak = values.amax(dim=1, keepdim=True)
-    weights = space.weights(values if keep else values[:CACHE_ROWS])
+    weights = space.like(values if keep else values[:CACHE_ROWS])
     totals = []
     for number, (part, top) in enumerate(zip(_cut(values), _cut(peak), strict=True)):
         first = number * CACHE_ROWS if keep else 0

@@ -58,7 +58,8 @@ install_with_uv() {
         echo "setup: uv would install CUDA packages; not using it" >&2
         return 1
     fi
-    "$python" -m uv pip install --quiet "$@"
+    # Python would compile torch and transformers at their first import, or at every one where it may not write.
+    "$python" -m uv pip install --quiet --compile-bytecode "$@"
 }
 
 install_with_pip() {

@@ -219,7 +219,8 @@ class Receipt:
 def write_receipt(plan: MaskPlan, counts: Counts) -> Receipt:
     """The receipt of what an engine tallied."""
     applied = counts.rows > 0  # [L,H]
-    unmasked = {id(runs): count_runs(runs) for runs in map(plan.unmasked, range(plan.layers))}
+    distinct = {id(runs): runs for runs in map(plan.unmasked, range(plan.layers))}
+    unmasked = {key: count_runs(runs) for key, runs in distinct.items()}
     plain = np.array([unmasked[id(plan.unmasked(layer))] for layer in range(plan.layers)])[:, None, :]  # [L,1,3]
     tallied = np.stack([counts.allowed, counts.sum_a.astype(np.int64), counts.sum_b.astype(np.int64)], axis=2)
     hit = applied & ((tallied != plain).any(axis=2) | (counts.zeroed > 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from dualtrace.model_card import ModelCard
 from dualtrace.models.weight_file import write_weights
 from dualtrace.problems import Problem, Reason
 from dualtrace.reference import load as load_reference
+from tests.support.adapters import tiny_adapter
 from tests.support.tiny import made_tensor, tiny_model
-from tests.support.tiny_families import family_model
+from tests.support.tiny_families import FAMILIES, family_model
 
 pytestmark = pytest.mark.torch
 
@@ -105,6 +107,13 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
     assert "pickle" in str(refusal(model=folder))
 
 
+def test_an_adapter_for_another_model_is_refused_by_module(tmp_path: Path) -> None:
+    adapter = tiny_adapter(tiny_model(attention="mqa"), targets=("k_proj",))
+    problem = refusal(model=tiny_model(attention="mha"), adapters=(("a", adapter),))
+    assert problem.reason is Reason.ADAPTER_MISMATCH
+    assert "k_proj" in str(problem)
+
+
 def test_a_tied_head_that_differs_from_the_embedding_is_refused(tmp_path: Path) -> None:
     from dualtrace.checkpoint import open_checkpoint
 
@@ -151,6 +160,18 @@ def test_the_digest_of_the_weights_is_that_of_the_reference() -> None:
 def test_the_card_names_the_dtype_and_the_precision(dtype: str) -> None:
     provenance = card_of(model=tiny_model(), dtype=dtype).provenance
     assert (provenance.dtype, provenance.matmul_precision) == (dtype, "highest")
+
+
+def test_only_families_that_are_proved_here_are_served() -> None:
+    from backend_torch.families import FAMILIES as SERVED
+
+    assert set(SERVED) == {model_type for model_type, _sizes in FAMILIES.values()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_claims_all_that_is_proved_of_every_family(family: str) -> None:
+    capabilities = card_of(model=family_model(family)).capabilities
+    assert all(getattr(capabilities, field.name) for field in fields(capabilities))
 
 
 def test_windows_stand_in_the_card() -> None:

@@ -85,3 +85,39 @@ def test_a_broken_logit_breaks_its_row_and_no_other(side: str, broken: float) ->
     ask = read(torch.cat([base, masked]), against=True)
     assert ask.bad_rows == [7]
     assert np.flatnonzero(np.isnan(ask.column("kl_from_against"))).tolist() == [7]
+
+
+MANY_ROWS, FEW_IDS = 330, 97  # more rows than any chunk or block holds, and not a multiple of either
+
+
+@pytest.mark.parametrize("chunk", [128, 256])
+def test_rows_of_many_asks_read_chunk_by_chunk_are_each_their_own(chunk: int) -> None:
+    """A long text, one row, and three variants in lockstep with one yardstick: chunks hold parts of several asks."""
+    import torch
+
+    from backend_torch.readout import Ask, read_all
+
+    source = 3 * torch.randn((2 * MANY_ROWS, FEW_IDS), generator=torch.Generator().manual_seed(3))
+    theirs = np.arange(MANY_ROWS)
+    ids = int_array([row % FEW_IDS for row in range(MANY_ROWS)])
+    asks = []
+    for number, count in enumerate((MANY_ROWS, 1, 150, 150, 150)):
+        places = MANY_ROWS + (theirs[:count] * 7 + number) % MANY_ROWS
+        asks.append(
+            Ask(Read(int_array(range(count)), targets=ids[:count]), places, theirs[:count] if number > 1 else None)
+        )
+    read_all(lambda hidden, _out: hidden.clone(), source, asks, chunk)
+    wanted = source.double().log_softmax(1)
+    for ask in asks:
+        own = wanted[torch.from_numpy(ask.places), torch.from_numpy(ids[: len(ask.places)].astype(np.int64))].numpy()
+        assert float(np.abs(ask.column("logprobs") - own).max()) <= LOGSUMEXP_FLOAT32.abs_epsilon
+        if ask.against is not None:
+            kl = divergence(source[ask.against], source[torch.from_numpy(ask.places)])
+            allowed = LOGSUMEXP_FLOAT32.abs_epsilon + LOGSUMEXP_FLOAT32.rel_epsilon * kl
+            assert float((np.abs(ask.column("kl_from_against") - kl) - allowed).max()) <= 0
+
+
+def test_a_chunk_of_a_large_vocabulary_holds_fewer_rows() -> None:
+    from backend_torch.readout import chunk_rows
+
+    assert chunk_rows(49_152) == 2 * chunk_rows(262_144)
