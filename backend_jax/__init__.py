@@ -8,8 +8,11 @@
     weights                    the checkpoint's tensors, stacked over layers
     model, attention, lora     the decoder, as compiled functions
     shapes, programs           padded buckets and the compiled functions that exist
-    packing, call, masking     segments become the arrays of one call
-    forest, readout, reader    which calls answer a batch, and reading the logits
+    call, masking              segments become the arrays of one call
+    runner                     a call run by the function that fits
+    rehearsal, warm            what a batch, and what usual batches, need compiled
+    forest, fork               which calls answer a batch, and which rows stand for which
+    readout, reader            reading the logits
     device                     threads, precision, the compilation cache
 
 It must not know torch, transformers, text, protobuf, batching policy, the coordinator or the PyTorch backend.

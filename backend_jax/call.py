@@ -97,6 +97,11 @@ class PastRows:
     def lengths(self) -> tuple[int, ...]:
         return tuple(int(lane.size) for lane in self.positions)
 
+    def choose(self, chosen: Sequence[int], lanes: int) -> PastRows:
+        """Of some lanes, and of empty ones up to so many."""
+        empty = (np.empty(0, np.int32),) * (lanes - len(chosen))
+        return PastRows((*(self.positions[lane] for lane in chosen), *empty))
+
     def arrays(self, lanes: int, tokens: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Lengths [N] and positions [N, P], padded."""
         lengths, places = np.zeros(lanes, np.int32), np.zeros((lanes, tokens), np.int32)

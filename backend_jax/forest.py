@@ -18,7 +18,7 @@ from backend_jax.attention import Keys
 from backend_jax.call import Below, Grid, Part
 from backend_jax.fork import Fork, choose_fork
 from backend_jax.reader import Pending, Side
-from backend_jax.runner import Kept, Ran
+from backend_jax.runner import Kept, Ran, Stride, past_after
 from backend_jax.shapes import MOST_TOKENS, SIDE_BY_SIDE, Reach, Span, bucket, pack, token_bucket
 from dualtrace.adapters import Delta
 from dualtrace.arrays import IntArray
@@ -39,6 +39,21 @@ class Trunk:
 
 
 ROOT = Trunk(None, 0)
+
+
+@dataclass(eq=False)
+class Lanes:
+    """Long segments side by side: how far each has come, and what was kept of it."""
+
+    members: tuple[int, ...]
+    at: list[int]  # root-to-leaf row that comes next
+    count: int  # of lanes, padded
+    kept: Kept | None
+    owned: bool = False  # nobody else needs `kept`
+
+    @property
+    def tokens(self) -> int:
+        return self.kept.tokens if self.kept else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +83,8 @@ class Calls(Protocol):
     def run(self, parts: Sequence[Part], grid: Grid, kept: Kept | None, *, keep: bool = False) -> Ran: ...
     def run_forked(self, parts: Sequence[Part], grid: Grid, below: Below, kept: Kept | None) -> Ran: ...
     def append(self, kept: Kept | None, fresh: Keys, parts: Sequence[Part], *, owned: bool) -> Kept: ...
+    def is_made(self, stride: Stride) -> bool: ...
+    def choose(self, kept: Kept | None, chosen: Sequence[int], lanes: int) -> Kept | None: ...
 
 
 class Reading(Protocol):
@@ -190,30 +207,60 @@ class Forest:
         return taken
 
     def _advance(self, members: Sequence[int], trunk: Trunk) -> Iterator[Step]:
-        """Segments side by side, step by step, each in its lane over what it kept; then their children. A lane that
-        nobody wants any more goes on as long as one beside it is wanted: its place cannot be used for another."""
-        lanes = bucket(len(members), SIDE_BY_SIDE)
+        """Segments side by side, step by step, each in its lane over what it kept; then their children."""
         at = [0 if self._fixed else self._own_start[i] for i in members]
-        ends = [self._own_start[i] + self._batch.segments[i].ids.size for i in members]
-        kept, owned = trunk.kept, False
-        while going := [n for n in range(len(members)) if at[n] < ends[n]]:
-            if not any(self._is_wanted(members[n]) for n in going):
+        lanes = Lanes(tuple(members), at, bucket(len(members), SIDE_BY_SIDE), trunk.kept)
+        while parts := self._next_parts(lanes.members, lanes.at):
+            if not any(self._is_wanted(part.segment) for part in parts):
                 return
-            stops = {n: self._next_stop(members[n], at[n], ends[n]) for n in going}
-            parts = [self._part(members[n], at[n], stop, lane=n) for n, stop in stops.items()]
-            tokens = token_bucket(max(part.size for part in parts))
-            grid = Grid(lanes, 1, tokens, kept.tokens if kept else 0)
-            ran = self._runner.run(parts, grid, kept, keep=True)
-            for n, stop in stops.items():
-                at[n] = stop
-            children = not self._fixed and any(self._children[i] for i in members)
-            if ran.fresh is not None and (children or any(at[n] < ends[n] for n in going)):
-                kept, owned = self._runner.append(kept, ran.fresh, parts, owned=owned), True
-            yield from self._harvest(parts, grid, ran)
+            left = self._leave_behind(lanes, parts)
+            if left is not lanes:
+                lanes = left
+                continue
+            stride = next(self._strides(lanes.members, lanes.at, lanes.count, lanes.tokens))
+            ran = self._runner.run(parts, stride.grid, lanes.kept, keep=True)
+            for part in parts:
+                lanes.at[part.lane] = part.stop
+            if ran.fresh is not None and stride.room:
+                lanes.kept = self._runner.append(lanes.kept, ran.fresh, parts, owned=lanes.owned)
+                lanes.owned = True
+            yield from self._harvest(parts, stride.grid, ran)
         if not self._fixed:
-            for n, index in enumerate(members):
-                if self._children[index] and at[n] == ends[n]:
-                    yield from self._grow(self._children[index], Trunk(kept, ends[n]))
+            for index, reached in zip(lanes.members, lanes.at, strict=True):
+                if self._children[index]:
+                    yield from self._grow(self._children[index], Trunk(lanes.kept, reached))
+
+    def _next_parts(self, members: Sequence[int], at: Sequence[int]) -> list[Part]:
+        """The next step of each that is not at its end, in its lane."""
+        ends = [self._own_start[i] + self._batch.segments[i].ids.size for i in members]
+        return [
+            self._part(index, start, self._next_stop(index, start, end), lane=lane)
+            for lane, (index, start, end) in enumerate(zip(members, at, ends, strict=True))
+            if start < end
+        ]
+
+    def _strides(self, members: Sequence[int], at: Sequence[int], count: int, past: int) -> Iterator[Stride]:
+        """The calls that bring them to their ends, from here on."""
+        at = list(at)
+        stays = not self._fixed and any(self._children[i] for i in members)
+        while parts := self._next_parts(members, at):
+            grid = Grid(count, 1, token_bucket(max(part.size for part in parts)), past)
+            longest = max(at)
+            for part in parts:
+                at[part.lane] = part.stop
+            past = past_after(past, longest, grid.tokens) if stays or self._next_parts(members, at) else 0
+            yield Stride(tuple(parts), grid, past)
+
+    def _leave_behind(self, lanes: Lanes, parts: Sequence[Part]) -> Lanes:
+        """Without the lanes that are at their end or that nobody wants, if functions for fewer lanes are there for the
+        whole way that is left: none is compiled while a forward runs. Without them all go on."""
+        alive = [part.lane for part in parts if self._is_wanted(part.segment)]
+        members = tuple(lanes.members[lane] for lane in alive)
+        at = [lanes.at[lane] for lane in alive]
+        for count in (size for size in SIDE_BY_SIDE if bucket(len(alive), SIDE_BY_SIDE) <= size < lanes.count):
+            if all(map(self._runner.is_made, self._strides(members, at, count, lanes.tokens))):
+                return Lanes(members, at, count, self._runner.choose(lanes.kept, alive, count), owned=True)
+        return lanes
 
     def _is_wanted(self, index: int) -> bool:
         """Somebody wants the segment, a segment on it, or one that measures itself against it."""

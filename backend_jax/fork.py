@@ -16,7 +16,7 @@ import numpy.typing as npt
 from backend_jax.shapes import pack
 from dualtrace.engine import Segment
 
-CALL_COST = 64.0  # of one call more, in tokens through one layer; measured on 135M parameters
+CALL_COST = 64.0  # of one call more, in tokens through one layer: some 3 ms with 135M parameters on two cores
 WORTH = 0.9  # a fork must save a tenth: it needs a function more
 
 

@@ -17,7 +17,7 @@ from backend_jax.call import Below, Grid, Part
 from backend_jax.forest import Forest
 from backend_jax.programs import Recipe
 from backend_jax.reader import Pending, Reader
-from backend_jax.runner import Kept, Ran, RanBelow, Runner, Size, plan_append
+from backend_jax.runner import Kept, Ran, RanBelow, Runner, Size, Stride, plan_append
 from backend_jax.shapes import CallShape, Reach, Span
 from dualtrace.adapters import Delta
 from dualtrace.engine import Batch, Readout, Reads
@@ -87,6 +87,12 @@ class _Runner:
         if kept is not None:
             _note(self._found, self._runner.appending(store, fresh, owned=owned))
         return Kept(store, plan.rows)
+
+    def is_made(self, stride: Stride) -> bool:
+        return False  # nobody leaves a rehearsal, so no lane is left behind in it
+
+    def choose(self, kept: Kept | None, chosen: Sequence[int], lanes: int) -> Kept | None:
+        return kept and Kept(self._runner.outline_keys(lanes, kept.tokens), kept.rows.choose(chosen, lanes))
 
 
 class _Reader:

@@ -277,6 +277,34 @@ class Runner:
             program = self.programs.find(self.appending(store, fresh, owned=owned))
             return Kept(program(store, fresh, plan.offsets), plan.rows)
 
+    def is_made(self, stride: Stride) -> bool:
+        """Whether all functions of the call, and of what is kept after it, are there. What it stands on is owned."""
+        grid = stride.grid
+        recipes = [self.recipe(self.shape(stride.parts, grid, self.span(Reach.WHOLE), keep=True))]
+        if stride.room:
+            fresh = self.outline_keys(grid.pasts, grid.tokens)
+            store = self.outline_keys(grid.pasts, grid.past_tokens or grid.tokens)
+            if stride.room > store.keys.shape[3]:
+                recipes.append(self.widening(store, stride.room))
+                store = self.outline_keys(grid.pasts, stride.room)
+            if grid.past_tokens:
+                recipes.append(self.appending(store, fresh, owned=True))
+        return all(map(self.programs.has, recipes))
+
+    def choose(self, kept: Kept | None, chosen: Sequence[int], lanes: int) -> Kept | None:
+        """Some lanes of what was kept, in a store of so many. The host picks them: no function is compiled for it."""
+        if kept is None:
+            return None
+
+        def pick(values: Any) -> Any:
+            picked = np.zeros((values.shape[0], lanes, *values.shape[2:]), values.dtype)
+            picked[:, : len(chosen)] = np.asarray(values)[:, list(chosen)]
+            return jax.device_put(picked, values.sharding)
+
+        with house_rules():
+            store = Keys(*map(pick, kept.store))
+        return Kept(store, kept.rows.choose(chosen, lanes))
+
     def appending(self, store: Keys, fresh: Keys, *, owned: bool) -> Recipe:
         size = (*store.keys.shape, int(fresh.keys.shape[3]))
         offsets = shape_of((size[1],), np.int32)
@@ -301,6 +329,20 @@ class Runner:
 
 def _tallies(outputs: Outputs) -> Words | None:
     return None if outputs.counts is None else np.asarray(outputs.counts)
+
+
+@dataclass(frozen=True, eq=False)
+class Stride:
+    """One call of segments side by side."""
+
+    parts: tuple[Part, ...]
+    grid: Grid
+    room: int  # tokens that the store holds afterwards; 0: nothing is kept
+
+
+def past_after(before: int, longest: int, fresh: int) -> int:
+    """Tokens of a store of `before`, `longest` of them taken, to which `fresh` are added."""
+    return max(before or fresh, past_bucket(longest + fresh))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,21 +6,23 @@ Shared by the sidecar and the coordinator. It knows sockets, callers and signals
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import os
 import signal
 import ssl
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
 from grpc_health.v1 import health
 from grpc_status import rpc_status
 
-from dualtrace.problems import InvalidArgument, Problem, Reason, Unauthenticated, Unavailable
+from dualtrace.problems import Exhausted, InvalidArgument, Problem, Reason, Unauthenticated, Unavailable
 from dualtrace.wire.problem import to_status
 from dualtrace.wire.strict import decode_leniently
 
@@ -28,8 +30,16 @@ HEALTH_PREFIX = f"/{health.SERVICE_NAME}/"
 ANYBODY = "anybody"
 """Who calls where no token is asked for."""
 
+T = TypeVar("T")
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Announce = Callable[[str], None]
+
+MAX_STRANGERS_WATCHES = 256
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # else a second server on our port would share our callers
+    # gRPC would drop whoever asks more often than every five minutes whether we are still there.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
 
 
 class TlsSettings(Protocol):
@@ -50,9 +60,7 @@ class Tokens:
     """The accepted bearer tokens; without any, everybody is let in."""
 
     def __init__(self, accepted: frozenset[str]) -> None:
-        self._accepted = {
-            token.encode(): "token-" + hashlib.sha256(token.encode()).hexdigest()[:12] for token in accepted
-        }
+        self._accepted = {token.encode(): _name_of(token) for token in accepted}
 
     @property
     def is_open(self) -> bool:
@@ -78,23 +86,46 @@ def _name_of(token: str) -> str:
 
 
 class TokenCheck(grpc.aio.ServerInterceptor):
-    """Lets only callers with an accepted bearer token through; health checks need none."""
+    """Lets only callers with an accepted bearer token through; health checks need none.
+
+    A health watch lasts as long as its caller likes, so those without a token have few places of their own: they could
+    take every place of the server.
+    """
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
+        self._watches = 0
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        if handler_call_details.method.startswith(HEALTH_PREFIX):
-            return await continuation(handler_call_details)
         try:
             self._tokens.identify(authorization_of(handler_call_details.invocation_metadata))
         except Unauthenticated as problem:
-            return _refusing_handler(problem)
+            if not handler_call_details.method.startswith(HEALTH_PREFIX):
+                return _refusing_handler(problem)
+            return self._count_watches(await continuation(handler_call_details))
         return await continuation(handler_call_details)
+
+    def _count_watches(self, handler: Any) -> Handler | None:
+        if handler is None or handler.unary_stream is None:
+            return handler  # type: ignore[no-any-return]  # Check: over at once
+
+        async def watch(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            if self._watches >= MAX_STRANGERS_WATCHES:
+                message = f"{self._watches} health watches without a token run already; send one, or call Check"
+                problem = Exhausted(Reason.TOO_MANY, message, allowed=f"0-{MAX_STRANGERS_WATCHES}")
+                await context.abort_with_status(rpc_status.to_status(to_status(problem)))
+            self._watches += 1
+            try:
+                await handler.unary_stream(request, context)
+            finally:
+                self._watches -= 1
+
+        counted: Handler = handler._replace(unary_stream=watch)
+        return counted
 
 
 def authorization_of(metadata: Iterable[tuple[str, str | bytes]]) -> list[str | bytes]:
@@ -210,6 +241,13 @@ class StopSignals:
         await self._heard.wait()
         self._heard.clear()
 
+    async def come_first(self, work: asyncio.Future[Any]) -> bool:
+        """Wait for the work or the first signal; whether it was the signal."""
+        heard = asyncio.create_task(self.wait())
+        await asyncio.wait({work, heard}, return_when=asyncio.FIRST_COMPLETED)
+        heard.cancel()
+        return not work.done()
+
     async def drain(self, drain: Callable[[float], Awaitable[None]], seconds: float, announce: Announce) -> None:
         """`drain(seconds)`, and at once `drain(0)` beside it when a second signal comes."""
         announce(f"draining for at most {seconds:g} s; a second signal stops at once")
@@ -220,6 +258,35 @@ class StopSignals:
             await drain(0)
         await draining
         hurry.cancel()
+
+
+def run_aside(function: Callable[[], T], name: str) -> asyncio.Future[T]:
+    """Run on a daemon thread of its own: the loop's executor would make the process wait for it when it is stopped."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_it: Callable[[Any], None], value: object) -> None:
+        if not future.done():  # nobody waits any more when it was cancelled
+            set_it(value)
+
+    def run() -> None:
+        outcome: tuple[Callable[[Any], None], object]
+        try:
+            outcome = future.set_result, function()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the future is awaited
+            outcome = future.set_exception, error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def end_at_once() -> NoReturn:
+    """End the process well, with threads in the middle of native code, which an orderly end would wait for or break."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def stop_with_stdin() -> None:

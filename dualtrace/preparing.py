@@ -25,19 +25,26 @@ class Preparer:
         self._closing = threading.Event()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="dualtrace-prepare")
 
-    def start(self, missing: Sequence[Preparation], done: Callable[[Exception | None], None]) -> None:
-        """Run all of them in order, then say so, on that thread; with what went wrong, if anything did."""
-        self._pool.submit(self._run, missing, done)
+    def start(
+        self, missing: Sequence[Preparation], wanted: Callable[[], bool], done: Callable[[Exception | None], None]
+    ) -> None:
+        """Run all of them in order, while they are wanted, then say so, on that thread; with what went wrong, if
+        anything did."""
+        self._pool.submit(self._run, missing, wanted, done)
 
     def close(self) -> None:
         self._closing.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def _run(self, missing: Sequence[Preparation], done: Callable[[Exception | None], None]) -> None:
+    def _run(
+        self, missing: Sequence[Preparation], wanted: Callable[[], bool], done: Callable[[Exception | None], None]
+    ) -> None:
         try:
             for preparation in missing:
                 if self._closing.is_set():
                     return
+                if not wanted():
+                    break
                 run_timed(preparation, self._metrics)
         except Exception as error:  # noqa: BLE001 - the batch fails with it, on the engine thread
             done(error)

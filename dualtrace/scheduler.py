@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from dualtrace.batching import Layout, fill, lay_out
 from dualtrace.calls import Call, Delivery, Ticket
@@ -48,9 +49,12 @@ class _Planned:
     layout: Layout
     problem: Exception | None = None  # what went wrong when it was made ready
 
-    @property
+    @cached_property
     def calls(self) -> list[Call]:
         return list(dict.fromkeys(one.call for one in self.picked))
+
+    def is_wanted(self) -> bool:
+        return any(not call.is_gone() for call in self.calls)
 
     @property
     def tokens(self) -> int:
@@ -73,6 +77,7 @@ class Scheduler:
         self._prepared: list[_Planned] = []  # those that are ready, and run before any other
         self._passes = 0
         self._closing = False
+        metrics.waiting_calls.set_function(lambda: self.waiting_calls)
         self._thread = threading.Thread(target=self._work, name="dualtrace-engine", daemon=True)
 
     def start(self) -> None:
@@ -83,18 +88,26 @@ class Scheduler:
         with self._changed:
             return sum(len(call.waiting) for call in self._calls)
 
+    @property
+    def waiting_calls(self) -> int:
+        """Calls of which something has not begun to run: in the queue, or aside while an engine compiles for them."""
+        with self._changed:
+            aside = (call for planned in (*self._aside, *self._prepared) for call in planned.calls)
+            return sum(not call.is_gone() for call in {*self._calls, *aside})
+
     def submit(self, rows: Sequence[Row], *, deadline: float | None = None, deterministic: bool = False) -> Ticket:
         """Queue rows; must be called from a running event loop. `deadline` is on the clock of time.monotonic."""
         call = Call(rows, deadline=deadline, deterministic=deterministic, dropped=self._forget)
         with self._changed:
             if self._closing:
                 raise Unavailable(Reason.DRAINING, "the engine is shutting down; ask elsewhere or later")
-            if len(self._calls) >= self._limits.queue_calls:
-                limit = self._limits.queue_calls
+            limit = self._limits.queue_calls
+            if self.waiting_calls >= limit:
                 raise Exhausted(Reason.QUEUE_FULL, f"{limit} calls are waiting, the most allowed; retry later")
+            if len(self._calls) >= limit:
+                self._drop_expired()  # they no longer count, and must not pile up behind a slow step either
             if rows:
                 self._calls.append(call)
-            self._metrics.waiting_calls.set(len(self._calls))
             self._changed.notify()
         return Ticket(call)
 
@@ -116,7 +129,6 @@ class Scheduler:
         with self._changed:
             if call in self._calls:
                 self._calls.remove(call)
-                self._metrics.waiting_calls.set(len(self._calls))
             self._metrics.dropped_segments.labels(reason="cancelled").inc(len(call.waiting))
             call.waiting.clear()
 
@@ -136,6 +148,7 @@ class Scheduler:
     def _next(self, *, small_only: bool) -> _Planned | None:
         """A batch that is ready, or None. One that is not is put aside: it comes back when it is."""
         with self._changed:
+            self._drop_unwanted()
             for index, planned in enumerate(self._prepared):
                 if not small_only or planned.tokens <= self._limits.pass_tokens:
                     return self._prepared.pop(index)
@@ -149,7 +162,7 @@ class Scheduler:
             return planned
         with self._changed:
             self._aside.append(planned)
-        self._preparer.start(missing, lambda problem: self._come_back(planned, problem))
+        self._preparer.start(missing, planned.is_wanted, lambda problem: self._come_back(planned, problem))
         return None
 
     def _list_missing(self, planned: _Planned) -> Sequence[Preparation]:
@@ -168,6 +181,13 @@ class Scheduler:
             self._aside.remove(planned)
             self._prepared.append(planned)
             self._changed.notify()
+
+    def _drop_unwanted(self) -> None:
+        """Batches whose callers all left while they were made ready."""
+        for planned in [one for one in self._prepared if not one.is_wanted()]:
+            self._prepared.remove(planned)
+            for one in planned.picked:
+                self._metrics.dropped_segments.labels(reason=one.call.gone_reason).inc()
 
     def _take(self, *, small_only: bool) -> list[_Picked]:
         """Choose the next batch and remove its rows from the queue."""
@@ -188,7 +208,6 @@ class Scheduler:
             for one in picked:
                 one.call.leave_queue(one.row)
             self._calls = [call for call in self._calls if call.waiting]
-            self._metrics.waiting_calls.set(len(self._calls))
             return picked
 
     def _drop_expired(self) -> None:

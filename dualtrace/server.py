@@ -1,11 +1,13 @@
 """One sidecar process: it listens, checks callers, says whether it is ready, and drains when told to stop.
 
-It knows readiness, health and draining. It must not know questions or numbers.
+It listens before its engine is loaded, so that whoever watches health can tell a slow start from a dead process. It
+knows readiness, health and draining. It must not know questions or numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +16,21 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from dualtrace.card import Card
-from dualtrace.listening import Announce, LenientDecoding, StopSignals, TokenCheck, open_port, read_tokens
+from dualtrace.listening import (
+    SERVER_OPTIONS,
+    Announce,
+    LenientDecoding,
+    StopSignals,
+    TokenCheck,
+    end_at_once,
+    open_port,
+    read_tokens,
+    run_aside,
+)
 from dualtrace.metrics import Metrics, serve_metrics
 from dualtrace.problems import FailedPrecondition, Reason, Unavailable, rebuild
-from dualtrace.questions.asked import PreflightQuestion
+from dualtrace.questions.answers import AnswerEvent
+from dualtrace.questions.asked import PreflightQuestion, Question
 from dualtrace.scorer import Scorer, ask_one
 from dualtrace.settings import SidecarSettings
 from dualtrace.sidecar import SERVICE_NAME, Readiness, ScoringServicer, register
@@ -38,7 +51,7 @@ class SidecarServer:
         self._server = grpc.aio.server(
             interceptors=[*([] if tokens.is_open else [TokenCheck(tokens)]), LenientDecoding(SERVICE_NAME)],
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
-            options=[("grpc.so_reuseport", 0)],  # else a second sidecar on our port would share our callers
+            options=SERVER_OPTIONS,
         )
         register(self._server, ScoringServicer(scorer, self.readiness, metrics))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -51,6 +64,16 @@ class SidecarServer:
         address = open_port(self._server, self._settings.host, self._settings.port, self._settings)
         await self._server.start()
         return address
+
+    def tell_progress(self, announce: Announce) -> Announce:
+        """What is announced so is also what a caller who comes too early is told."""
+
+        def tell(message: str) -> None:
+            refusal = f"the sidecar is not ready yet ({message}); watch health and retry soon"
+            self.readiness.refuse(Unavailable(Reason.NOT_READY, refusal))
+            announce(message)
+
+        return tell
 
     async def make_ready(self) -> None:
         """Check the model's numbers once, in every view that has an adapter of its own, then accept calls."""
@@ -86,9 +109,43 @@ def served_views(card: Card) -> tuple[View, ...]:
     return (BASE, *(finetuned(name) for name in card.adapters))
 
 
-async def serve(scorer: Scorer, settings: SidecarSettings, metrics: Metrics, announce: Announce) -> None:
-    """Run until SIGTERM or SIGINT, then drain; a second signal stops at once. Closes the scorer."""
+class ScorerToCome:
+    """Stands where a scorer will stand when its engine is loaded; until then every question is refused."""
+
+    def __init__(self) -> None:
+        self._scorer: Scorer | None = None
+
+    def arrive(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    async def describe(self) -> Card:
+        return await self._find().describe()
+
+    def ask(self, question: Question, *, deadline: float | None = None) -> AsyncIterator[AnswerEvent]:
+        return self._find().ask(question, deadline=deadline)
+
+    async def close(self) -> None:
+        if self._scorer is not None:
+            await self._scorer.close()
+
+    def _find(self) -> Scorer:
+        if self._scorer is None:
+            raise Unavailable(Reason.NOT_READY, "the model is not loaded yet; watch health and retry soon")
+        return self._scorer
+
+
+Load = Callable[[Announce], Scorer]
+"""Makes the scorer, for as long as that takes, and says how far it is."""
+
+
+async def serve(load: Load, settings: SidecarSettings, metrics: Metrics, announce: Announce) -> None:
+    """Run until SIGTERM or SIGINT, then drain; a second signal stops at once.
+
+    The port is open while `load` runs: health says NOT_SERVING, and calls are refused with how far it is. That it
+    listens is announced when it is ready.
+    """
     async with contextlib.AsyncExitStack() as stack:
+        scorer = ScorerToCome()
         stack.push_async_callback(scorer.close)
         if settings.metrics_port is not None:
             exporter = serve_metrics(metrics, settings.host, settings.metrics_port)
@@ -96,8 +153,15 @@ async def serve(scorer: Scorer, settings: SidecarSettings, metrics: Metrics, ann
             announce(f"metrics on http://{settings.host}:{exporter.port}/metrics")
         server = SidecarServer(scorer, settings, metrics)
         address = await server.start()
-        stack.push_async_callback(server.drain, 0)  # also when the preflight fails; harmless after a drain
+        stack.push_async_callback(server.drain, 0)  # also when loading fails; harmless after a drain
+        announce(f"health on {address}, not serving yet")
         signals = StopSignals()
+        loading = run_aside(lambda: load(server.tell_progress(announce)), "dualtrace-load")
+        if await signals.come_first(loading):
+            await server.drain(0)
+            announce("stopped while loading")
+            end_at_once()
+        scorer.arrive(loading.result())
         await server.make_ready()
         announce(f"listening on {address}")
         await signals.wait()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dualtrace.card import Limits
     from dualtrace.engine import EngineSettings
     from dualtrace.engine_scorer import EngineScorer, StreamPace
+    from dualtrace.listening import Announce
     from dualtrace.metrics import Metrics
     from dualtrace.scheduler import SchedulerLimits
 
@@ -57,7 +58,8 @@ def serve(
 ) -> None:
     """Serve ENGINE (torch, jax, reference, fake, or an installed one) over gRPC until it is told to stop.
 
-    Prints `listening on HOST:PORT` on standard output when it is ready. SIGTERM or Ctrl-C lets running calls end
+    Prints `listening on HOST:PORT` on standard output when it is ready; before that the port answers health checks
+    with NOT_SERVING and refuses the rest. SIGTERM or Ctrl-C lets running calls end
     first; a second one stops at once.
     """
     flags = pop_flags(SidecarSettings, given)
@@ -103,12 +105,20 @@ def _run(
         options={key: value for key, value in (("spec", spec), ("mesh", mesh)) if value is not None},
         **engine_options,  # dtype, device, model_id, revision
     )
-    scorer = load_scorer(name, engine_settings, tokenizer or model, settings, metrics)
-    asyncio.run(serve_scorer(scorer, settings, metrics, lambda message: _announce(message, as_json)))
+
+    def load(tell: Announce) -> EngineScorer:
+        return load_scorer(name, engine_settings, tokenizer or model, settings, metrics, tell)
+
+    asyncio.run(serve_scorer(load, settings, metrics, lambda message: _announce(message, as_json)))
 
 
 def load_scorer(
-    name: str, engine_settings: EngineSettings, tokenizer: Path | None, settings: SidecarSettings, metrics: Metrics
+    name: str,
+    engine_settings: EngineSettings,
+    tokenizer: Path | None,
+    settings: SidecarSettings,
+    metrics: Metrics,
+    tell: Announce,
 ) -> EngineScorer:
     """The engine of that name behind a queue, all as the settings say."""
     from dualtrace import __version__
@@ -120,12 +130,12 @@ def load_scorer(
 
     load = find_engine(name)
     begun = time.monotonic()
-    click.echo(f"loading {name} {engine_settings.model if tokenizer else ''}".rstrip(), err=True)
+    tell(f"loading {name} {engine_settings.model if tokenizer else ''}".rstrip())
     words = fake_tokenizer() if tokenizer is None else Tokenizer.from_directory(tokenizer)
     engine = load(engine_settings)
-    click.echo(f"loaded in {time.monotonic() - begun:.1f} s", err=True)
+    tell(f"loaded in {time.monotonic() - begun:.1f} s")
     if settings.warm_up:
-        warm_up(engine, metrics, lambda message: click.echo(message, err=True))
+        warm_up(engine, metrics, tell)
     known = engine.card.provenance
     metrics.describe_build(version=__version__, framework=known.framework, dtype=known.dtype)
     parts = apportion(settings, engine.card.max_positions)

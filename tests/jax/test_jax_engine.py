@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -23,7 +21,6 @@ from dualtrace.arrays import IntArray
 from dualtrace.checkpoint import open_checkpoint
 from dualtrace.engine import NOTHING, Batch, EngineSettings, Read, Readout, Segment, Shape, Step, int_array
 from dualtrace.models.weight_file import write_weights
-from dualtrace.problems import Problem, Reason
 from dualtrace.reference import load as load_reference
 from dualtrace.views import BASE, View, finetuned, scaled
 from tests.support.adapters import broken_adapter, tiny_adapter
@@ -317,64 +314,7 @@ def test_the_processes_own_jax_settings_are_left_alone() -> None:
     assert (jax.numpy.ones(3, np.int32) * jax.numpy.ones(3, np.float32)).dtype == np.float32  # promotion as ever
 
 
-# ---- loading
-
-
-@pytest.mark.parametrize(("dtype", "kind"), [("BF16", ml_dtypes.bfloat16), ("F16", np.float16)])
-def test_narrow_checkpoints_are_upcast_exactly(dtype: str, kind: Any, tmp_path: Path) -> None:
-    opened = open_checkpoint(tiny_model())
-    narrow = {name: opened.values(name, np.float32).astype(kind) for name in opened.tensors}
-    folders = [tmp_path / "narrow", tmp_path / "wide"]
-    for folder in folders:
-        shutil.copytree(opened.directory, folder)
-    write_narrow(folders[0] / "model.safetensors", narrow, dtype)
-    wide = [made_tensor(name, values.astype(np.float32)) for name, values in narrow.items()]
-    write_weights(folders[1] / "model.safetensors", wide)
-    left, right = (alone(load(EngineSettings(model=folder)), text(16)) for folder in folders)
-    assert np.array_equal(left, right)
-
-
-def write_narrow(file: Path, tensors: dict[str, Any], dtype: str) -> None:
-    at, header = 0, {}
-    for name, values in tensors.items():
-        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [at, at + values.nbytes]}
-        at += values.nbytes
-    text_of_header = json.dumps(header).encode()
-    body = b"".join(values.tobytes() for values in tensors.values())
-    file.write_bytes(len(text_of_header).to_bytes(8, "little") + text_of_header + body)
-
-
-def test_sharded_checkpoints_are_the_same_model(tmp_path: Path) -> None:
-    opened = open_checkpoint(tiny_model())
-    shutil.copytree(opened.directory, tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").unlink()
-    names = list(opened.tensors)
-    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for shard, members in shards.items():
-        tensors = [made_tensor(name, opened.values(name, np.float32)) for name in members]
-        write_weights(tmp_path / "model" / shard, tensors)
-    index = {"weight_map": {name: shard for shard, members in shards.items() for name in members}}
-    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
-    sharded = load(EngineSettings(model=tmp_path / "model", step_tokens=STEP))
-    assert np.array_equal(alone(sharded, text(16)), alone(tiny("llama mha"), text(16)))
-
-
-@pytest.mark.parametrize(
-    ("changed", "reason"),
-    [
-        ({"dtype": "float16"}, Reason.MODEL_UNSUPPORTED),
-        ({"device": "abacus"}, Reason.OUT_OF_RANGE),
-        ({"threads": 0}, Reason.OUT_OF_RANGE),
-        ({"threads": 64}, Reason.CONFLICT),  # the client already runs with one
-        ({"step_tokens": 0}, Reason.OUT_OF_RANGE),
-        ({"options": {"speed": "high"}}, Reason.UNKNOWN_FIELD),
-    ],
-)
-def test_settings_it_cannot_honour_are_refused(changed: dict[str, Any], reason: Reason) -> None:
-    alone(tiny(), text(4))
-    with pytest.raises(Problem) as caught:
-        load(EngineSettings(model=tiny_model(), **changed))
-    assert caught.value.reason is reason
+# ---- what it stands apart from
 
 
 def test_the_package_loads_neither_torch_nor_transformers() -> None:

@@ -145,17 +145,17 @@ def test_the_receipts_of_a_forked_batch_are_those_of_its_masks(name: str) -> Non
         receipt.check(counts, segment.mask)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_fork_changes_no_number_of_a_family(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load(EngineSettings(model=family_model(family)))
     ids = IDS % engine.card.vocab_size
-    asked = on_a_prefix(late_cuts(engine.card, engine.card.layers - 1), ids=ids)
-    reads = [dataclasses.replace(read, targets=read.targets and None) for read in asked[1]]
-    reads = [NOTHING, *(dataclasses.replace(read, extra_ids=int_array([3, 5])) for read in reads[1:])]
-    assert is_forked(engine, (asked[0], reads))
-    forked = every_number(engine, asked[0], reads)
+    segments, asked = on_a_prefix(late_cuts(engine.card, engine.card.layers - 1), ids=ids)
+    reads = [NOTHING, *(Read(read.rows, extra_ids=int_array([3, 5])) for read in asked[1:])]
+    assert is_forked(engine, (segments, reads))
+    forked = every_number(engine, segments, reads)
     monkeypatch.setattr("backend_jax.forest.choose_fork", never)
-    assert np.abs(forked - every_number(engine, asked[0], reads)).max() <= FLOAT32_HIGHEST.abs_epsilon
+    assert np.abs(forked - every_number(engine, segments, reads)).max() <= FLOAT32_HIGHEST.abs_epsilon
 
 
 def every_number(engine: JaxEngine, segments: list[Segment], reads: list[Read]) -> Any:
@@ -207,8 +207,13 @@ def test_below_a_fork_the_first_of_those_that_are_alike_stands_for_all() -> None
 @pytest.mark.parametrize("what", ["ids", "positions", "view", "mask"])
 def test_leaves_that_begin_otherwise_stand_for_themselves(what: str) -> None:
     leaves = leaves_of("cuts in the last layer")
-    other = {"ids": leaves[1].ids[::-1].copy(), "positions": leaves[1].positions + 1, "view": finetuned("one")}
-    leaves[1] = dataclasses.replace(leaves[1], **{what: other.get(what)})
+    other: dict[str, Any] = {
+        "ids": leaves[1].ids[::-1].copy(),
+        "positions": leaves[1].positions + 1,
+        "view": finetuned("one"),
+        "mask": None,
+    }
+    leaves[1] = dataclasses.replace(leaves[1], **{what: other[what]})
     fork = choose_fork(leaves, CUT_AT, LAYERS)
     assert fork is not None
     assert fork.standing == (0, 1, 0, 0, 0, 0, 0)

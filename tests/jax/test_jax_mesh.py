@@ -16,10 +16,11 @@ import pytest
 
 from backend_jax import load
 from dualtrace.engine import Batch, EngineSettings
+from dualtrace.masks.spec import MaskSpec
 from dualtrace.problems import Problem, Reason
 from dualtrace.views import finetuned
 from tests.support.adapters import tiny_adapter
-from tests.support.masked import MASKS, ask, plan_for, read_all, run, whole
+from tests.support.masked import MASKS, TOKENS, ask, edge, plan_for, read_all, run, whole
 from tests.support.tiny import tiny_model
 from tests.support.tolerances import FLOAT32_HIGHEST
 
@@ -30,7 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"family": "gpt2"},  # neither 2 nor 4 divide its vocabulary
 }
 STEP = {"llama": 16, "gpt2": 256}  # of the engine over a mesh: its kept keys are tried, or calls in one piece
-NUMBERS = ("alone", "plain", "masked", "viewed", "kl_from_against", "kl_to_against")
+NUMBERS = ("alone", "plain", "masked", "viewed", "forked", "kl_from_against", "kl_to_against")
 
 
 def check_mesh(size: int) -> None:
@@ -72,6 +73,7 @@ def answers(engine: Any) -> dict[str, Any]:
     ranks: dict[int, list[int]] = {index: [] for index in range(len(segments))}
     for readout in itertools.chain(*steps):
         ranks[readout.segment] += readout.ranks.tolist()
+    forked = run(engine, *late_cuts(engine))
     assert masked.counts is not None
     assert masked.kl_from_against is not None
     assert masked.kl_to_against is not None
@@ -80,11 +82,20 @@ def answers(engine: Any) -> dict[str, Any]:
         "plain": plain.logprobs.tolist(),
         "masked": masked.logprobs.tolist(),
         "viewed": viewed.logprobs.tolist(),
+        "forked": [number for _, answer in sorted(forked.items()) for number in answer.logprobs.tolist()],
         "kl_from_against": masked.kl_from_against.tolist(),
         "kl_to_against": masked.kl_to_against.tolist(),
         "ranks": [ranks[index] for index in sorted(ranks)],
         "counts": {name: column.tolist() for name, column in asdict(masked.counts).items()},
     }
+
+
+def late_cuts(engine: Any) -> tuple[list[Any], list[Any]]:
+    """Cut in the last layer only: the layers below are run for one of them."""
+    spans = ((0, 3), (3, 5), (2, 9), (1, 2), (4, 10))
+    specs = [MaskSpec(edges=(edge((12, TOKENS), span, layers=(engine.card.layers - 1,)),)) for span in spans]
+    segments = [whole(mask=plan_for(engine.card, spec)) for spec in specs]
+    return segments, [read_all() for _ in segments]
 
 
 def refusal(folder: Path, mesh: str, **fields: Any) -> list[str]:

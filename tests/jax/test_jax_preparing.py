@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -17,12 +18,13 @@ from backend_jax.programs import Programs, Recipe
 from backend_jax.shapes import token_buckets
 from dualtrace.engine import NOTHING, Batch, EngineSettings, Read, Reads, Segment, int_array
 from dualtrace.engine_scorer import describe_engine
+from dualtrace.masks.spec import MaskSpec
 from dualtrace.metrics import Metrics
 from dualtrace.rows import Row
 from dualtrace.scheduler import Scheduler, SchedulerLimits
 from dualtrace.views import finetuned, scaled
 from tests.support.adapters import tiny_adapter
-from tests.support.masked import MASKS, TOKENS, plan_for, read_all, split, whole
+from tests.support.masked import MASKS, TOKENS, edge, plan_for, read_all, split, whole
 from tests.support.tiny import tiny_model
 from tests.unit.test_scheduler import drain, until
 
@@ -75,6 +77,17 @@ def cut_answers(engine: JaxEngine) -> Asked:
     return [prefix, *leaves], [NOTHING, NOTHING, *(Read(answer, answer, against=1) for _ in plans[1:])]
 
 
+def late_cuts(engine: JaxEngine) -> Asked:
+    """Cut in the last layer only, so that the layers below are run for one of them."""
+    spans = ((0, 3), (3, 5), (2, 9), (1, 2), (4, 10), (5, 8))
+    edges = [MaskSpec(edges=(edge((TOKENS - STEP, TOKENS), span, layers=(engine.card.layers - 1,)),)) for span in spans]
+    plans = [plan_for(engine.card, spec) for spec in (MASKS["causal"], *edges)]
+    prefix = split(whole(mask=plans[0]), TOKENS - STEP)[0]
+    answer = int_array(range(TOKENS - STEP, TOKENS))
+    leaves = [dataclasses.replace(split(whole(mask=plan), TOKENS - STEP)[1], parent=0) for plan in plans]
+    return [prefix, *leaves], [NOTHING, NOTHING, *(Read(answer, answer, against=1) for _ in edges)]
+
+
 def views(_engine: JaxEngine) -> Asked:
     worn = (None, finetuned("first"), scaled("second", 0.5), finetuned("first"))
     segments = [whole(range(6 + n), view=view) if view else whole(range(5)) for n, view in enumerate(worn)]
@@ -91,6 +104,7 @@ BATCHES: dict[str, Callable[[JaxEngine], Asked]] = {
     "masks with heads": lambda engine: variants(engine, "edge in one layer and head", "array of layers, zero"),
     "zeroed weights": lambda engine: variants(engine, "zeroed after the softmax"),
     "cut answers": cut_answers,
+    "late cuts": late_cuts,
     "views": views,
     "much asked": lambda _: (texts(6, 7)[0], [read_all(int_array(range(n)), top_k=n, tail=True) for n in (6, 7)]),
     "ids asked": lambda _: (texts(6)[0], [read_all(int_array(range(6)), extra_ids=int_array([3, 4]))]),
@@ -144,6 +158,11 @@ def test_nothing_is_compiled_that_the_batch_does_not_use(
     monkeypatch.setattr(Programs, "find", note)
     list(engine.forward(batch, reads, lambda _: True))
     assert len(used) == sum(engine.compilations.values())
+
+
+def test_the_batch_of_late_cuts_has_a_fork(engine: JaxEngine) -> None:
+    names = [preparation.name for preparation in engine.list_missing(*batch_of(engine, "late cuts"))]
+    assert [name.split(", ")[-1] for name in names if "fork" in name] == ["below a fork", "above a fork"]
 
 
 def test_a_forward_that_nobody_prepared_is_noticed(engine: JaxEngine) -> None:
@@ -228,6 +247,28 @@ async def test_an_answer_and_the_metrics_tell_how_much_ran_empty(engine: JaxEngi
         await asyncio.to_thread(scheduler.close)
     assert ticket.stats.padded_tokens == 2 * 16 - (STEP + 5)
     assert metrics.registry.get_sample_value("dualtrace_padded_tokens_total") == ticket.stats.padded_tokens
+
+
+async def test_an_answer_tells_the_time_of_compilations_as_time_in_the_queue(
+    engine: JaxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Programs.prepare
+
+    def make_slowly(self: Programs, recipe: Recipe) -> None:
+        time.sleep(0.2)
+        make(self, recipe)
+
+    monkeypatch.setattr(Programs, "prepare", make_slowly)
+    scheduler = Scheduler(engine, SchedulerLimits(), Metrics())
+    scheduler.start()
+    begun = time.monotonic()
+    try:
+        ticket = scheduler.submit([row(5)])
+        await drain(ticket)
+    finally:
+        await asyncio.to_thread(scheduler.close)
+    assert ticket.stats.queue_seconds >= 2 * 0.2  # a forward and a read
+    assert 0 < ticket.stats.compute_seconds <= time.monotonic() - begun - ticket.stats.queue_seconds
 
 
 def test_the_card_lists_the_buckets(engine: JaxEngine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,30 @@ def test_it_ends_when_it_is_told_to(processes: Processes) -> None:
     process = serve(processes, tiny_model(max_positions=32), "--no-warm-up", "--no-preflight")
     process.send(signal.SIGTERM)
     assert process.wait() == 0
+
+
+COMPILING = """
+import asyncio, sys
+from dualtrace.metrics import Metrics
+from dualtrace.server import serve
+from dualtrace.settings import SidecarSettings
+
+def load(tell):
+    import jax, jax.numpy as jnp
+    square = jnp.ones((64, 64))
+    tell("compiling")
+    for count in range(10_000):
+        jax.jit(lambda x: sum(jnp.sin(x * i + count) @ x for i in range(40))).lower(square).compile()
+
+announce = lambda message: print(message, file=sys.stderr)
+asyncio.run(serve(load, SidecarSettings(port=0), Metrics(), announce))
+"""
+
+
+def test_it_ends_well_when_it_is_told_to_in_the_middle_of_a_compilation(processes: Processes) -> None:
+    """An orderly end would break the compiler's threads, and the process with them."""
+    process = processes.start([sys.executable, "-c", COMPILING], name="sidecar", ready="compiling", timeout_seconds=60)
+    time.sleep(0.5)
+    process.send(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert process.stderr.endswith("stopped while loading\n")

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backend_jax import load
 from dualtrace.arrays import FloatArray
 from dualtrace.engine import Batch, EngineSettings, Read, Segment, int_array
+from dualtrace.engine_registry import find_engine
 from dualtrace.models.fetch import fetch_smollm2
 from dualtrace.tokens import Tokenizer
 from tests.support.tolerances import FLOAT32_HIGHEST
@@ -67,9 +67,10 @@ def test_loading_needs_little_more_memory_than_the_model(dtype: str) -> None:
 
 
 @cache
-def logprobs(dtype: str) -> FloatArray:
+def logprobs(dtype: str, name: str = "jax") -> FloatArray:
     """Of all texts, one after the other."""
-    engine, tokenizer = load(EngineSettings(model=folder(), dtype=dtype)), Tokenizer.from_directory(folder())
+    engine = find_engine(name)(EngineSettings(model=folder(), dtype=dtype))
+    tokenizer = Tokenizer.from_directory(folder())
     found = []
     for text in TEXTS:
         ids = tokenizer.encode(text, special_tokens=True).ids
@@ -80,8 +81,17 @@ def logprobs(dtype: str) -> FloatArray:
     return np.concatenate([part for part in found if part is not None])
 
 
-def test_a_thousand_tokens_are_near_their_float64() -> None:
-    difference = np.abs(logprobs("float32") - logprobs("float64"))
+def check_near(left: FloatArray, right: FloatArray) -> None:
+    difference = np.abs(left - right)
     assert difference.size >= 1000
     assert difference.max() <= FLOAT32_HIGHEST.abs_epsilon
     assert difference.mean() <= MEAN_DIFFERENCE
+
+
+def test_a_thousand_tokens_are_near_their_float64() -> None:
+    check_near(logprobs("float32"), logprobs("float64"))
+
+
+@pytest.mark.torch
+def test_a_thousand_tokens_are_near_those_of_the_torch_engine() -> None:
+    check_near(logprobs("float32"), logprobs("float32", "torch"))

@@ -14,7 +14,7 @@ from dualtrace.engine import Batch, Preparation, Reads
 from dualtrace.fake import FakeEngine, FakeSpec
 from dualtrace.metrics import Metrics
 from dualtrace.preparing import warm_up
-from dualtrace.problems import DeadlineExceeded, Problem, Reason, Unavailable
+from dualtrace.problems import DeadlineExceeded, Exhausted, Problem, Reason, Unavailable
 from dualtrace.rows import Row
 from dualtrace.scheduler import Scheduler, SchedulerLimits
 from tests.unit.test_scheduler import drain, row, until
@@ -133,6 +133,106 @@ async def test_a_small_batch_that_has_become_ready_passes_a_long_one() -> None:
         long.cancel()
     finally:
         await asyncio.to_thread(scheduler.close)
+
+
+# ---- who stands aside waits all the same
+
+
+@pytest.fixture
+async def crowded() -> AsyncIterator[tuple[CompilingEngine, Scheduler, Metrics]]:
+    """Nothing is compiled yet, and only two calls may wait."""
+    engine, metrics = CompilingEngine(), Metrics()
+    scheduler = Scheduler(engine, SchedulerLimits(queue_calls=2), metrics)
+    scheduler.start()
+    yield engine, scheduler, metrics
+    engine.may_compile.set()
+    await asyncio.to_thread(scheduler.close)
+
+
+async def stand_aside(
+    engine: CompilingEngine, scheduler: Scheduler, count: int, deadline: float | None = None
+) -> list[Ticket]:
+    """So many calls, each in a batch of its own that is being compiled for, or waits for its turn to be."""
+    tickets = []
+    for seed in range(count):
+        tickets.append(scheduler.submit([row(30 + seed)], deadline=deadline))
+        await until(lambda: scheduler.waiting_rows == 0)
+    await until(lambda: engine.begun)
+    return tickets
+
+
+def count_waiting(metrics: Metrics) -> float | None:
+    return metrics.registry.get_sample_value("dualtrace_waiting_calls")
+
+
+def count_dropped(metrics: Metrics, reason: str) -> float | None:
+    return metrics.registry.get_sample_value("dualtrace_dropped_segments_total", {"reason": reason})
+
+
+Crowded = tuple[CompilingEngine, Scheduler, Metrics]
+
+
+async def test_calls_that_stand_aside_count_toward_the_limit_of_the_queue(crowded: Crowded) -> None:
+    engine, scheduler, _ = crowded
+    await stand_aside(engine, scheduler, 2)
+    with pytest.raises(Exhausted, match="2 calls are waiting") as caught:
+        scheduler.submit([row(10)])
+    assert caught.value.reason is Reason.QUEUE_FULL
+
+
+async def test_the_gauge_shows_calls_that_stand_aside(crowded: Crowded) -> None:
+    engine, scheduler, metrics = crowded
+    await stand_aside(engine, scheduler, 2)
+    assert count_waiting(metrics) == 2
+
+
+async def test_a_call_that_stands_aside_in_two_batches_counts_once(crowded: Crowded) -> None:
+    engine, scheduler, metrics = crowded
+    scheduler.submit([row(3000), row(3001)])  # more than one batch holds
+    await until(lambda: len(engine.begun) == 2)
+    assert count_waiting(metrics) == 1
+
+
+async def test_a_call_that_was_answered_waits_no_more(crowded: Crowded) -> None:
+    engine, scheduler, metrics = crowded
+    (ticket,) = await stand_aside(engine, scheduler, 1)
+    engine.may_compile.set()
+    await drain(ticket)
+    assert count_waiting(metrics) == 0
+
+
+async def test_a_call_that_leaves_while_it_stands_aside_makes_room_at_once(crowded: Crowded) -> None:
+    engine, scheduler, metrics = crowded
+    first, _ = await stand_aside(engine, scheduler, 2)
+    first.cancel()
+    assert count_waiting(metrics) == 1
+    scheduler.submit([row(10)])
+
+
+async def test_a_call_whose_deadline_passes_while_it_stands_aside_makes_room(crowded: Crowded) -> None:
+    engine, scheduler, metrics = crowded
+    await stand_aside(engine, scheduler, 2, deadline=time.monotonic() + 0.2)
+    await until(lambda: count_waiting(metrics) == 0)
+    scheduler.submit([row(10)])
+
+
+async def test_nothing_runs_for_calls_that_left_while_they_stood_aside(crowded: Crowded) -> None:
+    engine, scheduler, metrics = crowded
+    (ticket,) = await stand_aside(engine, scheduler, 1)
+    ticket.cancel()
+    engine.may_compile.set()
+    await until(lambda: count_dropped(metrics, "cancelled") == 1)
+    assert engine.computed_tokens == 0
+
+
+async def test_nothing_more_is_compiled_for_calls_that_left(crowded: Crowded) -> None:
+    engine, scheduler, metrics = crowded
+    ticket = scheduler.submit([row(30), row(31), row(32)])
+    await until(lambda: engine.begun)
+    ticket.cancel()
+    engine.may_compile.set()
+    await until(lambda: count_dropped(metrics, "cancelled") == 3)
+    assert len(engine.begun) == 1
 
 
 def count_prepared(metrics: Metrics) -> float | None:
