@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from coordinator.settings import split_address
 from dualtrace.problems import Reason, Unavailable
 
+LOOK_UP_SECONDS = 10.0
+
 Endpoint = tuple[str, int]
 """An IP address and a port."""
 
@@ -31,9 +33,14 @@ async def look_up(address: str) -> tuple[Endpoint, ...]:
     except ValueError:
         pass
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        message = f"the name {host} cannot be looked up: {error.strerror or error}; is it spelled right?"
+        async with asyncio.timeout(LOOK_UP_SECONDS):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        message = f"the name {host} was not looked up within {LOOK_UP_SECONDS:g} s; does the name service answer?"
+        raise Unavailable(Reason.UNREACHABLE, message, field="addresses") from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that no name service could be asked for
+        message = f"the name {host} cannot be looked up: {getattr(error, 'strerror', None) or error}; "
+        message += "is it spelled right?"
         raise Unavailable(Reason.UNREACHABLE, message, field="addresses") from None
     hosts = {str(entry[4][0]) for entry in found}
     preferred = {one for one in hosts if ":" not in one} or hosts

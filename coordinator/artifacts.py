@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +22,11 @@ from typing import Any, TypeVar
 import fsspec  # type: ignore[import-untyped]
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from coordinator.disk_errors import explain_os_error
+from coordinator.disk_errors import tell_os_error
 from dualtrace.artifacts import digest_of
 from dualtrace.problems import Internal, InvalidArgument, NotFound, Reason
+
+log = logging.getLogger(__name__)
 
 PART_BYTES = 256 << 10
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -125,7 +128,7 @@ class ArtifactStore:
     async def has(self, digest: str) -> bool:
         return bool(await self.run(self._files.exists, self.path_of(digest)))
 
-    async def read(self, digest: str) -> AsyncIterator[bytes]:
+    async def read(self, digest: str) -> AsyncGenerator[bytes, None]:
         """The bytes in parts. Bytes that no longer have their digest end in a Problem, after the last part."""
         path = self.path_of(digest)
         try:
@@ -176,9 +179,10 @@ class ArtifactStore:
         try:
             return await asyncio.to_thread(work, *arguments, **options)
         except FileNotFoundError as error:
-            raise NotFound(Reason.NOT_FOUND, f"there is no {error.filename}") from error
+            log.warning("there is no %s", error.filename)
+            raise NotFound(Reason.NOT_FOUND, "a file of the data folder is not there; the log names it") from error
         except OSError as error:
-            raise explain_os_error(error, self._root) from error
+            raise tell_os_error(error, self._root) from error
 
     def open_new(self, path: str) -> Any:
         return self._files.open(path, "wb")

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,10 @@ from dualtrace.metrics import CoordinatorMetrics
 from dualtrace.problems import FailedPrecondition, InvalidArgument, NotFound, Problem, Reason, Unavailable
 from dualtrace.sidecar import SERVICE_NAME
 
+log = logging.getLogger(__name__)
+
 LOOK_UP_SECONDS = 30.0  # names move
+LONGEST_CALL_SECONDS = 3600.0
 
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -43,26 +47,39 @@ SERVICE_CONFIG = {
     ],
 }
 Options = tuple[tuple[str, str | int], ...]
-RECONNECT: Options = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
+RECONNECT: Options = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A machine that vanished in the middle of a call sends nothing, and TCP would wait for a quarter of an hour.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),  # no limit: an engine may compute for long between two messages
+)
 BALANCED: Options = (("grpc.service_config", json.dumps(SERVICE_CONFIG)), ("grpc.enable_retries", 1), *RECONNECT)
 
 
 class BackendBook:
     """The backends by name. `start`, then ask; `close` ends every watch and every channel."""
 
-    def __init__(self, backends: Sequence[BackendSettings], metrics: CoordinatorMetrics | None = None) -> None:
+    def __init__(
+        self,
+        backends: Sequence[BackendSettings],
+        metrics: CoordinatorMetrics | None = None,
+        longest_call_seconds: float = LONGEST_CALL_SECONDS,
+    ) -> None:
         self._metrics = metrics or CoordinatorMetrics()
         self._changed = asyncio.Event()
-        self._backends = {settings.name: NamedBackend(settings, self._count) for settings in backends}
+        self._backends = {
+            settings.name: NamedBackend(settings, self._count, longest_call_seconds) for settings in backends
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._backends))
 
     async def start(self) -> None:
-        """Returns at once: a replica that is not there yet is waited for by its watch."""
-        for backend in self._backends.values():
-            await backend.start()
+        """Waits for names, which are looked up all at once, and for no replica: its watch waits for it."""
+        await asyncio.gather(*(backend.start() for backend in self._backends.values()))
 
     async def close(self) -> None:
         await asyncio.gather(*(backend.close() for backend in self._backends.values()))
@@ -103,15 +120,21 @@ class BackendBook:
 class NamedBackend:
     """The replicas of one model: one balancing client, and one watch for each."""
 
-    def __init__(self, settings: BackendSettings, tell: Callable[[Backend], None]) -> None:
+    def __init__(
+        self,
+        settings: BackendSettings,
+        tell: Callable[[Backend], None],
+        longest_call_seconds: float = LONGEST_CALL_SECONDS,
+    ) -> None:
         self._settings = settings
         self._tell = tell
+        self._longest_call_seconds = longest_call_seconds
         self._connection = connect(settings)
         self._watches: dict[str, ReplicaWatch] = {}  # by address as shown
         self._unknown: dict[str, str] = {}  # addresses that cannot be looked up: why
         self._endpoints: tuple[Endpoint, ...] = ()
         self._client: Client | None = None
-        self._retired: list[Client] = []  # their calls may still run
+        self._retired: dict[Client, asyncio.Task[None]] = {}  # calls may still run, or begin, on them
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -120,9 +143,10 @@ class NamedBackend:
             self._task = asyncio.create_task(self._look_up_again(), name=f"look up {self._settings.name}")
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [*self._retired.values(), *([self._task] if self._task is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(watch.close() for watch in self._watches.values()))
         for client in (*self._retired, *([self._client] if self._client is not None else [])):
             await client.close()
@@ -176,7 +200,10 @@ class NamedBackend:
     async def _look_up_again(self) -> None:
         while True:
             await asyncio.sleep(LOOK_UP_SECONDS)
-            await self._look_up()
+            try:
+                await self._look_up()
+            except Exception:
+                log.exception("looking up the replicas of %s failed; it is tried again", self._settings.name)
 
     async def _look_up(self) -> None:
         """Bring watches and channel in line with what the names mean now."""
@@ -210,10 +237,16 @@ class NamedBackend:
             return  # nothing to connect to; the watches of what was there go on
         target = join_endpoints(endpoints) if several else self._settings.addresses[0]
         if self._client is not None:
-            self._retired.append(self._client)
+            self._retired[self._client] = asyncio.create_task(self._retire(self._client))
         self._endpoints = endpoints
         options = (*BALANCED, *self._connection.options)
         self._client = Client(replace(self._connection, address=target, options=options))
+
+    async def _retire(self, client: Client) -> None:
+        """Let go of a channel that was replaced, when no call that began on it can run. A benchmark may hold it longer
+        and go on asking: gRPC closes a channel when nobody holds it any more."""
+        await asyncio.sleep(self._longest_call_seconds)
+        del self._retired[client]
 
 
 def _is_name(address: str) -> bool:

@@ -35,7 +35,10 @@ from dualtrace.runs.stored_scorer import StoredScorer
 from dualtrace.scorer import Scorer
 
 MAX_CONCURRENCY = 256
-MAX_FAKE_VOCABULARY = 1_000_000
+MAX_FAKE_VOCABULARY = 1 << 18  # ids: no tokenizer in use has more
+MAX_FAKE_LOGITS = 1 << 28  # of one call, ids times tokens: some seconds of one core
+LEAST_WIDTH = 512  # what the fake engine's own tokenizer needs, at least
+STEP_LOGITS = 1 << 21  # of one step: 16 MiB
 
 Tell = Callable[[int], None]
 """Told the number of calls that have ended, warm-up included."""
@@ -61,10 +64,15 @@ class Tally:
     tokens: int = 0  # of prompts as composed, in repeats that were answered
     last_run: Run | None = None
     seconds: float = 0.0  # of all repeats together
+    is_cut: bool = False  # the time was up before all calls were made
+
+    @property
+    def repeats(self) -> int:
+        return len(self.latencies_ms) + self.failures
 
     @property
     def calls(self) -> int:
-        return len(self.warm_up_ms) + len(self.latencies_ms) + self.failures
+        return len(self.warm_up_ms) + self.repeats
 
 
 class Bench:
@@ -79,8 +87,19 @@ class Bench:
         self._provenance = provenance
         self._call_seconds = call_seconds
 
-    async def measure(self, plan: BenchmarkPlan, tell: Tell) -> Tally:
+    async def measure(self, plan: BenchmarkPlan, tell: Tell, seconds: float) -> Tally:
+        """So many calls as can be made in `seconds`. Those that were under way at their end count as not made."""
         tally = Tally()
+        try:
+            async with asyncio.timeout(seconds) as time_left:
+                await self._measure(plan, tell, tally)
+        except TimeoutError:
+            if not time_left.expired():
+                raise
+            tally.is_cut = True
+        return tally
+
+    async def _measure(self, plan: BenchmarkPlan, tell: Tell, tally: Tally) -> None:
         for _ in range(plan.warm_up):
             seconds, run = await self._call()
             tally.warm_up_ms.append(seconds * 1e3)
@@ -88,11 +107,12 @@ class Bench:
             tell(tally.calls)
         begun = time.monotonic()
         left = iter(range(plan.repeats))
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(plan.concurrency, plan.repeats)):
-                group.create_task(self._repeat(left, tally, tell))
-        tally.seconds = time.monotonic() - begun
-        return tally
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(plan.concurrency, plan.repeats)):
+                    group.create_task(self._repeat(left, tally, tell))
+        finally:
+            tally.seconds = time.monotonic() - begun
 
     async def _repeat(self, left: Any, tally: Tally, tell: Tell) -> None:
         for _ in left:
@@ -117,6 +137,7 @@ class Bench:
             async for event in told:
                 events.append(event)
         seconds = time.monotonic() - begun
+        await asyncio.sleep(0)  # the timing harness waits for nothing: let others have their turn
         collector = RunCollector(self._target, self._question, provenance=self._provenance)
         for event in events:
             collector.push(event)
@@ -142,20 +163,41 @@ def summarise(tally: Tally, plan: BenchmarkPlan, source: str) -> BenchmarkFigure
         p50_ms=p50,
         p95_ms=p95,
         p99_ms=p99,
-        failure_rate=tally.failures / plan.repeats,
+        failure_rate=tally.failures / tally.repeats,
         calls_per_second=len(latencies) / tally.seconds if tally.seconds > 0 else 0.0,
         tokens_per_second=tally.tokens / tally.seconds if tally.seconds > 0 else 0.0,
     )
 
 
 def mock_scorer(question: AskedQuestion) -> EngineScorer:
-    """The fake engine, wide enough for every id that the question names."""
+    """The fake engine, wide enough for every id that the question names. It takes long to make."""
+    check_mock(question)
     words = fake_tokenizer()
-    width = max([words.size, *(one + 1 for one in _ids_of(question))])
+    width = max(words.size, _width_of(question))
+    step = max(1, min(FakeSpec.step, STEP_LOGITS // width))
+    return EngineScorer(FakeEngine(FakeSpec(vocab=width, step=step, share=0)), words)  # unshared: no row is read late
+
+
+def check_mock(question: AskedQuestion) -> None:
+    """Refuse what would hold the coordinator up: the fake engine works here, at the width of the caller's ids."""
+    width = _width_of(question)
     if width > MAX_FAKE_VOCABULARY:
-        message = f"id {width - 1} asked; the fake engine goes up to {MAX_FAKE_VOCABULARY - 1}"
+        message = f"id {width - 1} asked; the fake engine goes up to {MAX_FAKE_VOCABULARY - 1}; name a real backend"
         raise InvalidArgument(Reason.TOKEN_OUT_OF_RANGE, message, allowed=f"0-{MAX_FAKE_VOCABULARY - 1}")
-    return EngineScorer(FakeEngine(FakeSpec(vocab=width)), words)
+    most = MAX_FAKE_LOGITS // max(LEAST_WIDTH, width)
+    tokens = sum(_most_tokens(given) for given in all_inputs(question))
+    if tokens > most:
+        message = f"{tokens} tokens asked; at the width of these ids the fake engine takes {most}: ask fewer"
+        raise InvalidArgument(Reason.TOO_MANY, f"{message}, or name a real backend", allowed=f"0-{most}")
+
+
+def _width_of(question: AskedQuestion) -> int:
+    return 1 + max(_ids_of(question), default=-1)
+
+
+def _most_tokens(given: Input) -> int:
+    """Of a text at most its bytes: the fake engine's tokenizer is byte-level."""
+    return len(given.ids) if given.ids is not None else len((given.text or "").encode("utf-8", "replace"))
 
 
 def _ids_of(question: AskedQuestion) -> list[int]:
@@ -178,7 +220,7 @@ async def harness_scorer(question: AskedQuestion) -> StoredScorer:
             f"{question.kind.value} asked; the timing harness replays LOGPROB, ROLLING_LOGPROB, NEXT_TOKEN_DIST, SCORE"
         )
         raise InvalidArgument(Reason.CONFLICT, message, field="benchmark.fallback")
-    scorer = mock_scorer(question)
+    scorer = await asyncio.to_thread(mock_scorer, question)
     try:
         collector = RunCollector("bench", question)
         async for event in scorer.ask(question):

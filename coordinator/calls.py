@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,14 @@ from google.protobuf.message import Message
 
 from coordinator.methods import Method
 from coordinator.operations import Caller, Operations
+from coordinator.settings import CoordinatorSettings
 from dualtrace.listening import Tokens
 from dualtrace.metrics import ProcessMetrics
 from dualtrace.problems import DeadlineExceeded, Problem, Reason, Unavailable
 from dualtrace.sidecar import Readiness, as_problem
+
+LATE_SECONDS = 0.5
+"""What is asked keeps the deadline itself and knows more of why; whoever does not is left so much later."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,16 @@ class Credentials:
 class Calls:
     """Answers methods for both faces. Only Problems, and the cancelling of a caller that left, come out of it."""
 
-    def __init__(self, operations: Operations, tokens: Tokens, readiness: Readiness, metrics: ProcessMetrics) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        tokens: Tokens,
+        readiness: Readiness,
+        metrics: ProcessMetrics,
+        settings: CoordinatorSettings,
+    ) -> None:
         self._operations = operations
+        self._settings = settings
         self._tokens = tokens
         self._metrics = metrics
         self._released = asyncio.Event()
@@ -54,6 +66,26 @@ class Calls:
         if remaining <= 0:
             raise DeadlineExceeded(Reason.DEADLINE, "the deadline had passed when the call arrived")
         return Caller(identity, time.monotonic() + remaining)
+
+    def longest_seconds(self, method: Method, remaining: float | None) -> float:
+        """How long a call may last, the reading of its answer included. `remaining`: of the caller's own deadline."""
+        longest = self._settings.max_call_seconds
+        if remaining is None:
+            return longest if method.waits else self._settings.call_seconds
+        return min(remaining, longest)
+
+    @asynccontextmanager
+    async def within(self, method: Method, credentials: Credentials) -> AsyncIterator[None]:
+        """Bounds a stream, the writing of it included: a caller who does not read must not hold a place for ever."""
+        seconds = self.longest_seconds(method, credentials.remaining_seconds)
+        try:
+            async with asyncio.timeout(seconds + LATE_SECONDS) as bound:
+                yield
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            message = f"the answer was not read within {seconds:.3g} s; read faster, ask less, or allow more time"
+            raise DeadlineExceeded(Reason.DEADLINE, message) from None
 
     async def answer(self, method: Method, request: Any, credentials: Credentials) -> Message:
         assert method.unary is not None

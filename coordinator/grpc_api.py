@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
@@ -10,9 +11,17 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from coordinator.calls import Calls, Credentials
+from coordinator.calls import LATE_SECONDS, Calls, Credentials
 from coordinator.methods import METHODS, SERVICE_NAMES, Method
-from dualtrace.listening import LenientDecoding, TlsSettings, TokenCheck, Tokens, authorization_of, open_port
+from dualtrace.listening import (
+    SERVER_OPTIONS,
+    LenientDecoding,
+    TlsSettings,
+    TokenCheck,
+    Tokens,
+    authorization_of,
+    open_port,
+)
 from dualtrace.problems import Problem
 from dualtrace.wire.problem import to_status
 
@@ -24,13 +33,13 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class GrpcFace:
     """`start`, then `say` SERVING when calls are accepted, then `stop`."""
 
-    def __init__(self, calls: Calls, tokens: Tokens) -> None:
+    def __init__(self, calls: Calls, tokens: Tokens, max_call_seconds: float) -> None:
         self._calls = calls
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             interceptors=[*([] if tokens.is_open else [TokenCheck(tokens)]), LenientDecoding(*SERVICE_NAMES)],
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
-            options=[("grpc.so_reuseport", 0)],  # else a second coordinator on our port would share our callers
+            options=(*SERVER_OPTIONS, *_limit_connections(max_call_seconds)),
         )
         for service in SERVICE_NAMES:
             handlers = {method.name: self._handler(method) for method in METHODS if method.service == service}
@@ -66,8 +75,12 @@ class GrpcFace:
         async def streamed(request: Any, context: Context) -> None:
             # Written to the context and not yielded: then a call that is dropped is cancelled inside our code, also
             # while it waits for a slow reader.
+            credentials = _credentials(context)
             try:
-                async with aclosing(self._calls.stream(method, request, _credentials(context))) as responses:
+                async with (
+                    self._calls.within(method, credentials),
+                    aclosing(self._calls.stream(method, request, credentials)) as responses,
+                ):
                     async for response in responses:
                         await context.write(response)
             except Problem as problem:
@@ -79,6 +92,13 @@ class GrpcFace:
             request_deserializer=method.request.FromString,
             response_serializer=method.response.SerializeToString,
         )
+
+
+def _limit_connections(max_call_seconds: float) -> tuple[tuple[str, int], ...]:
+    """The status of a call waits behind what was written of it, and so does its place. Whoever does not read loses the
+    connection in the end: it is replaced after so long, and its calls, none of which lasts longer, may end before."""
+    longest_ms = math.ceil((max_call_seconds + 2 * LATE_SECONDS) * 1e3)
+    return (("grpc.max_connection_age_ms", longest_ms), ("grpc.max_connection_age_grace_ms", longest_ms))
 
 
 def _credentials(context: Context) -> Credentials:

@@ -1,7 +1,7 @@
 """The HTTP face: both services by the Connect protocol for curl and browsers, and /metrics, /healthz, /readyz.
 
-The one module that knows `connectrpc` and uvicorn. Endpoints are made by hand from the very messages of the gRPC face
-(docs/decisions/0007). It must not know what a method does.
+The one module that knows `connectrpc`, and with `connections` the one that knows uvicorn. Endpoints are made by hand
+from the very messages of the gRPC face (docs/decisions/0007). It must not know what a method does.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeAlias, TypeVar
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar, cast
 
 import uvicorn
 from connectrpc.code import Code
@@ -26,16 +30,25 @@ from google.protobuf.message import DecodeError, Message
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from protobuf.wkt import Any as PackedDetail
 
-from coordinator.calls import Calls, Credentials
+from coordinator.calls import LATE_SECONDS, Calls, Credentials
+from coordinator.connections import CONNECTION, TimedConnection
 from coordinator.methods import METHODS, Method
+from coordinator.origins import Names
 from dualtrace.listening import TlsSettings, join_address
-from dualtrace.problems import InvalidArgument, Problem, Reason, Unavailable
+from dualtrace.problems import Exhausted, InvalidArgument, Problem, Reason, Unavailable
 from dualtrace.wire.problem import to_status
 
 MAX_BODY_BYTES = 4 << 20
 """Of one request, after decompression: gRPC's own limit on the other face."""
 
+MAX_JSON_BYTES = 1 << 20
+"""Of a JSON request: where it is most dense, so much takes a second to read."""
+MAX_BYTES_READ_AT_ONCE = 4 << 10
+"""Of JSON that is read in the event loop, for some milliseconds; more is read in a thread."""
+
 MAX_CONNECTIONS = 4096
+TIMEOUT_HEADER = b"connect-timeout-ms"
+TIMEOUT = re.compile(rb"[0-9]{1,10}")
 
 M = TypeVar("M", bound=Message)
 Scope: TypeAlias = dict[str, Any]
@@ -72,11 +85,33 @@ class JsonCodec:
     def encode(self, message: Message) -> bytes:
         return json_format.MessageToJson(message, indent=None).encode("ascii")
 
-    def decode(self, data: bytes | bytearray, message_class: type[M]) -> M:
+    def decode(self, data: bytes | bytearray, message_class: type[Message]) -> UnreadJson:
+        """Not read yet: here the event loop would wait for it."""
+        if len(data) > MAX_JSON_BYTES:
+            message = (
+                f"the request is {len(data)} bytes of JSON; at most {MAX_JSON_BYTES} are read: send the binary form "
+                "(content-type application/proto), or ask less at once"
+            )
+            raise to_connect_error(Exhausted(Reason.TOO_MANY, message, allowed=f"0-{MAX_JSON_BYTES} bytes"))
+        return UnreadJson(bytes(data), message_class)
+
+
+@dataclass(frozen=True)
+class UnreadJson:
+    data: bytes
+    message_class: type[Message]
+
+    def read(self) -> Message:
         try:
-            return json_format.Parse(bytes(data), message_class())
+            return json_format.Parse(self.data, self.message_class())
         except (json_format.ParseError, ValueError, RecursionError) as error:
-            raise to_connect_error(_malformed(f"the request is not the JSON of a message: {error}")) from None
+            raise _malformed(f"the request is not the JSON of a message: {error}") from None
+
+
+async def _read(request: Message | UnreadJson) -> Message:
+    if not isinstance(request, UnreadJson):
+        return request
+    return request.read() if len(request.data) <= MAX_BYTES_READ_AT_ONCE else await asyncio.to_thread(request.read)
 
 
 def _malformed(message: str) -> InvalidArgument:
@@ -106,8 +141,12 @@ def _connect_errors() -> Iterator[None]:
 # Endpoints
 
 
+_named_no_deadline: ContextVar[bool] = ContextVar("_named_no_deadline", default=False)
+"""Of the caller of this request: the deadline in its headers is ours."""
+
+
 def _credentials(context: Context) -> Credentials:
-    left = context.timeout_ms
+    left = None if _named_no_deadline.get() else context.timeout_ms
     values = tuple(value for name, value in context.request_headers.allitems() if name.lower() == "authorization")
     return Credentials(values, None if left is None else left / 1e3)
 
@@ -155,11 +194,12 @@ def _endpoint(calls: Calls, method: Method) -> Any:
 
     async def unary(request: Any, context: Context) -> Message:
         with _connect_errors():
-            return await calls.answer(method, request, _credentials(context))
+            return await calls.answer(method, await _read(request), _credentials(context))
 
     async def streamed(request: Any, context: Context) -> AsyncIterator[Message]:
         with _connect_errors():
-            async with contextlib.aclosing(calls.stream(method, request, _credentials(context))) as responses:
+            read = await _read(request)
+            async with contextlib.aclosing(calls.stream(method, read, _credentials(context))) as responses:
                 async for response in responses:
                     yield response
 
@@ -169,19 +209,23 @@ def _endpoint(calls: Calls, method: Method) -> Any:
 class Application:
     """The paths of the face, as an ASGI application."""
 
-    def __init__(self, calls: Calls, registry: CollectorRegistry) -> None:
+    def __init__(self, calls: Calls, names: Names, registry: CollectorRegistry) -> None:
         self._calls = calls
+        self._names = names
         self._registry = registry
         self._connect: Any = _make_application(calls)
-        self._paths = {method.path for method in METHODS}
+        self._methods = {method.path: method for method in METHODS}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
-        if path in self._paths:
-            if _content_type(scope).startswith(b"application/grpc"):
+        if path in self._methods:
+            fault = self._names.find_fault(scope["headers"])
+            if fault is not None:
+                await _say(send, 403, fault)
+            elif _content_type(scope).startswith(b"application/grpc"):
                 await _say(send, 415, "gRPC is served on the port of its own; here speak the Connect protocol")
-                return
-            await self._connect(scope, receive, send)
+            else:
+                await self._call(self._methods[path], scope, receive, send)
         elif path not in {"/healthz", "/readyz", "/metrics"}:
             await _say(send, 404, "nothing is here; docs/http.md lists the paths")
         elif method not in {"GET", "HEAD"}:
@@ -193,9 +237,48 @@ class Application:
             refusal = self._calls.readiness.refusal if path == "/readyz" else None
             await _say(send, 200 if refusal is None else 503, "ok" if refusal is None else refusal.detail.message)
 
+    async def _call(self, method: Method, scope: Scope, receive: Receive, send: Send) -> None:
+        """One call, which ends in time also when its caller reads nothing of the answer."""
+        named = next((value for name, value in scope["headers"] if name == TIMEOUT_HEADER), None)
+        asked = int(named) / 1e3 if named is not None and TIMEOUT.fullmatch(named) else None
+        longest = self._calls.longest_seconds(method, asked)
+        if named is None or (asked is not None and asked > longest):  # what is no number is refused where it is read
+            _named_no_deadline.set(named is None)
+            scope = _set_timeout(scope, longest + LATE_SECONDS)
+        end = asyncio.get_running_loop().time() + longest + 2 * LATE_SECONDS
+        connection: TimedConnection = scope["state"][CONNECTION]
+        has_ended = False
+
+        async def send_in_time(message: dict[str, Any]) -> None:
+            nonlocal has_ended
+            if connection.is_gone:
+                await asyncio.sleep(0)  # uvicorn takes it at once; let the loop say so to whoever goes on telling
+            async with asyncio.timeout_at(end):
+                await send(message)
+            has_ended = message["type"] == "http.response.body" and not message.get("more_body")
+
+        try:
+            await self._connect(scope, receive, send_in_time)
+        except (TimeoutError, asyncio.CancelledError):
+            # Nobody reads, or we are stopping: no failure of ours, which uvicorn would log it as.
+            if not has_ended:
+                await _drop(connection, receive)
+
 
 def _content_type(scope: Scope) -> bytes:
     return next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+
+
+def _set_timeout(scope: Scope, seconds: float) -> Scope:
+    others = [(name, value) for name, value in scope["headers"] if name != TIMEOUT_HEADER]
+    return {**scope, "headers": [*others, (TIMEOUT_HEADER, str(math.ceil(seconds * 1e3)).encode())]}
+
+
+async def _drop(connection: TimedConnection, receive: Receive) -> None:
+    """End the connection, and wait until it has: before that, uvicorn would log an answer without its end."""
+    connection.drop()
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _say(send: Send, status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
@@ -222,8 +305,8 @@ class _Server(uvicorn.Server):
 class HttpFace:
     """`start`, then `stop`."""
 
-    def __init__(self, calls: Calls, registry: CollectorRegistry) -> None:
-        self._application = Application(calls, registry)
+    def __init__(self, calls: Calls, names: Names, registry: CollectorRegistry) -> None:
+        self._application = Application(calls, names, registry)
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -256,10 +339,15 @@ class HttpFace:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
                 await asyncio.shield(self._serving)
-        for task in list(running):
+        cancelled = list(running)
+        for task in cancelled:
             task.cancel()
         self._server.force_exit = True
-        await asyncio.gather(*running, return_exceptions=True)
+        if cancelled:
+            await asyncio.wait(cancelled, timeout=LATE_SECONDS)  # to tell their callers, where they read
+        for connection in list(self._server.server_state.connections):
+            cast(TimedConnection, connection).drop()
+        await asyncio.gather(*cancelled, return_exceptions=True)
         await self._serving
 
 
@@ -267,7 +355,7 @@ def _configure(application: Application, tls: TlsSettings) -> uvicorn.Config:
     config = uvicorn.Config(
         application,
         interface="asgi3",
-        http="h11",
+        http=TimedConnection,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -10,8 +10,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import Gauge
 
 from coordinator.settings import CoordinatorSettings
 from coordinator.store import Store
@@ -35,13 +39,14 @@ class JobResult:
     run_id: str | None = None
     comparison_id: str | None = None
     problem: Problem | None = None  # it failed, whatever was kept
+    is_kept: bool = False  # the job's end is kept already, in one transaction with what it made
 
 
 Progress = Callable[[int, int, str], None]
 """Told done, total (0: unknown) and the unit."""
 
-Perform = Callable[[str, Progress], Awaitable[JobResult]]
-"""Does the work of this text. Cancelling it stops the work."""
+Perform = Callable[[str, str, Progress], Awaitable[JobResult]]
+"""Does the work of the job of this id and this text. Cancelling it stops the work."""
 
 
 @dataclass
@@ -64,17 +69,18 @@ class Jobs:
         self._perform = perform
         self._settings = settings
         self._metrics = metrics
-        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._line = _Line(settings.max_waiting_jobs, metrics.waiting_jobs)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._cancelled: set[str] = set()  # by a caller; else it is the coordinator that stops
         self._bells: dict[str, set[asyncio.Event]] = {}
         self._workers: list[asyncio.Task[None]] = []
+        self._asked: set[asyncio.Task[Job]] = set()  # starts and cancels that are on their way
         self._is_open = False
 
     async def start(self) -> None:
         for job in await self._store.unfinished_jobs():
             if await self._take_up(job):
-                self._queue.put_nowait(job.job_id)
+                self._line.append(job.job_id)
         self._is_open = True
         self._workers = [asyncio.create_task(self._work()) for _ in range(self._settings.job_workers)]
 
@@ -87,31 +93,53 @@ class Jobs:
         running = list(self._running.values())
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*running, *self._asked, return_exceptions=True)
 
     async def begin(self, request_id: str, work: str) -> Job:
-        """The job of this request id. A repeated call returns the same job."""
+        """The job of this request id. A repeated call returns the same job, also while no other could be started."""
         if not self._is_open:
             raise Unavailable(Reason.DRAINING, "the coordinator is stopping; start the job when it is back")
-        if self._queue.qsize() >= self._settings.max_waiting_jobs:
-            message = f"{self._queue.qsize()} jobs wait already; ask again with the same request_id"
-            raise Exhausted(Reason.QUEUE_FULL, message, allowed=f"1-{self._settings.max_waiting_jobs}")
-        job, is_new = await self._store.start_job(request_id, work)
-        if is_new:
-            self._queue.put_nowait(job.job_id)
-            self._metrics.waiting_jobs.set(self._queue.qsize())
-        return job
+        return await self._carry_out(self._begin(request_id, work))
 
     async def cancel(self, job_id: str) -> Job:
         """The job as it stands afterwards. Harmless when it has ended."""
+        return await self._carry_out(self._cancel(job_id))
+
+    async def _carry_out(self, asked: Coroutine[Any, Any, Job]) -> Job:
+        """To its end, also when the caller leaves: what is half done would be nobody's to finish."""
+        task = asyncio.create_task(asked)
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
+        return await asyncio.shield(task)
+
+    async def _begin(self, request_id: str, work: str) -> Job:
+        if not self._line.reserve():
+            known = await self._store.started_job(request_id, work)
+            if known is None:
+                message = f"{self._settings.max_waiting_jobs} jobs wait already; ask again with the same request_id"
+                raise Exhausted(Reason.QUEUE_FULL, message, allowed=f"1-{self._settings.max_waiting_jobs}")
+            return known
+        try:
+            job, is_new = await self._store.start_job(request_id, work)
+            if is_new:
+                self._line.append(job.job_id)
+        finally:
+            self._line.release()
+        return job
+
+    async def _cancel(self, job_id: str) -> Job:
         job = await self._store.job(job_id)
+        self._line.leave(job_id)
         task = self._running.get(job_id)
         if task is not None:
             self._cancelled.add(job_id)
             task.cancel()
             await asyncio.wait({task})
-        elif not job.state.is_end:
-            await self._end(job_id, JobState.CANCELLED, JobResult("cancelled before it began"))
+            job = await self._store.job(job_id)
+        if job.state.is_end:
+            return job
+        # It waited, or its task was stopped before its first step.
+        await self._end(job_id, JobState.CANCELLED, JobResult("cancelled before it began"))
         return await self._store.job(job_id)
 
     async def watch(self, job_id: str, after_sequence: int, deadline: float) -> AsyncGenerator[JobEvent, None]:
@@ -125,6 +153,8 @@ class Jobs:
                 for event in await self._store.job_events(job_id, after_sequence):
                     after_sequence = event.sequence
                     yield event
+                if after_sequence < job.last_sequence:
+                    continue  # that was one page of them
                 if job.state.is_end:
                     return
                 await self._wait(bell, deadline, after_sequence)
@@ -146,8 +176,7 @@ class Jobs:
         """Whether a job that another process left is to run. One that ran when its coordinator died has crashed it."""
         if job.state is not JobState.RUNNING:
             return True
-        events = await self._store.job_events(job.job_id, 0)
-        crashes = 1 + max((event.done for event in events if event.unit == CRASH_UNIT), default=0)
+        crashes = 1 + await self._store.most_done(job.job_id, CRASH_UNIT)
         if crashes >= CRASHES:
             message = f"the coordinator died {crashes} times while this ran; it is not run again"
             problem = Internal(Reason.ENGINE_FAILED, f"{message}: ask a smaller question, or look into its log")
@@ -159,8 +188,7 @@ class Jobs:
 
     async def _work(self) -> None:
         while True:
-            job_id = await self._queue.get()
-            self._metrics.waiting_jobs.set(self._queue.qsize())
+            job_id = await self._line.first()
             task = self._running[job_id] = asyncio.create_task(self._run(job_id), name=job_id)
             task.add_done_callback(lambda _, job_id=job_id: self._forget(job_id))  # type: ignore[misc]
             self._metrics.running_jobs.inc()
@@ -192,7 +220,7 @@ class Jobs:
         progress, done = _Progress(), asyncio.Event()
         teller = asyncio.create_task(self._tell(job_id, progress, done))
         try:
-            return await self._perform(work, progress.take)
+            return await self._perform(job_id, work, progress.take)
         finally:
             done.set()
             await asyncio.wait({teller})  # so that its last event stands before the end
@@ -213,15 +241,18 @@ class Jobs:
     async def _put_back(self, job_id: str) -> None:
         try:
             await self._add(job_id, JobState.WAITING, "the coordinator stopped; this is run again from the start")
+        except FailedPrecondition:
+            pass  # it has just ended
         except Problem as problem:
             log.warning("job %s could not be put back: %s", job_id, problem)
 
     async def _end(self, job_id: str, state: JobState, result: JobResult) -> None:
         try:
-            await self._store.add_job_event(
-                job_id, state, result.message, run_id=result.run_id, comparison_id=result.comparison_id,
-                problem=result.problem,
-            )  # fmt: skip
+            if not result.is_kept:
+                await self._store.add_job_event(
+                    job_id, state, result.message, run_id=result.run_id, comparison_id=result.comparison_id,
+                    problem=result.problem,
+                )  # fmt: skip
             self._metrics.jobs.labels(state.value).inc()
         except FailedPrecondition:
             pass  # it had ended: whoever was first is right
@@ -238,6 +269,45 @@ class Jobs:
     def _ring(self, job_id: str) -> None:
         for bell in self._bells.get(job_id, ()):
             bell.set()
+
+
+class _Line:
+    """The jobs that wait, first come first served. A place that is reserved is taken."""
+
+    def __init__(self, places: int, gauge: Gauge) -> None:
+        self._places = places
+        self._gauge = gauge
+        self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._reserved = 0
+        self._arrived = asyncio.Event()
+
+    def reserve(self) -> bool:
+        """A place for a job that is being written down; False when all are taken. `release` it in any case."""
+        if len(self._waiting) + self._reserved >= self._places:
+            return False
+        self._reserved += 1
+        return True
+
+    def release(self) -> None:
+        self._reserved -= 1
+
+    def append(self, job_id: str) -> None:
+        self._waiting[job_id] = None
+        self._arrived.set()
+        self._gauge.set(len(self._waiting))
+
+    def leave(self, job_id: str) -> None:
+        """Harmless for one that does not stand in it."""
+        self._waiting.pop(job_id, None)
+        self._gauge.set(len(self._waiting))
+
+    async def first(self) -> str:
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        job_id, _ = self._waiting.popitem(last=False)
+        self._gauge.set(len(self._waiting))
+        return job_id
 
 
 def _failure(error: Exception) -> JobResult:

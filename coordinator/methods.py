@@ -107,9 +107,7 @@ async def _cancel_job(operations: Operations, caller: Caller, request: compare_p
     return compare_pb2.CancelJobResponse(job=jobs.job_to_pb(job))
 
 
-async def _tokenize_texts(
-    operations: Operations, caller: Caller, request: compare_pb2.TokenizeTextsRequest
-) -> Message:
+async def _tokenize_texts(operations: Operations, caller: Caller, request: compare_pb2.TokenizeTextsRequest) -> Message:
     backend, texts = compare.texts_from_pb(request)
     return compare.tokens_to_pb(await operations.tokenize(caller, backend, texts))
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 from coordinator.backends import BackendBook
 from coordinator.comparing import CompareOutcome, Comparing, check_plan
 from coordinator.jobs import JobResult, Jobs, Progress
+from coordinator.masks import check_mask
 from coordinator.running import Running, check_run
 from coordinator.settings import CoordinatorSettings
 from coordinator.sides import check_side, split_target
@@ -109,10 +110,11 @@ class Operations:
     async def read_artifact(self, caller: Caller, digest: str) -> AsyncGenerator[bytes, None]:
         """The bytes behind a digest, in parts."""
         deadline = self._deadline(caller)
-        async for part in self._store.artifacts.read(digest):
-            if time.monotonic() > deadline:
-                raise _too_late("the artifact was read")
-            yield part
+        async with aclosing(self._store.artifacts.read(digest)) as parts:
+            async for part in parts:
+                if time.monotonic() > deadline:
+                    raise _too_late("the artifact was read")
+                yield part
 
     # Jobs
 
@@ -203,29 +205,24 @@ class Operations:
         await check_side(self._book, self._store, work.left, "left")
         await check_side(self._book, self._store, work.right, "right")
 
-    async def _perform(self, text: str, progress: Progress) -> JobResult:
+    async def _perform(self, job_id: str, text: str, progress: Progress) -> JobResult:
         """The work of a job."""
         work = await asyncio.to_thread(read_work, text)
         if isinstance(work, RunPlan):
-            outcome = await self._running.run(work, progress)
-            run_id = None if outcome.record is None else outcome.record.run_id
-            message = "done" if outcome.problem is None else f"failed: {outcome.problem.detail.message}"
-            return JobResult(message, run_id=run_id, problem=outcome.problem)
+            outcome = await self._running.run(work, progress, job_id)
+            return JobResult("", problem=outcome.problem, is_kept=True)
         plan = plan_of(await self._store.get_case(work.name)) if isinstance(work, CaseRun) else work
-        return await self._compare_for_job(plan, progress)
+        return await self._compare_for_job(job_id, plan, progress)
 
-    async def _compare_for_job(self, plan: ComparePlan, progress: Progress) -> JobResult:
-        deadline = time.monotonic() + self._settings.max_call_seconds
+    async def _compare_for_job(self, job_id: str, plan: ComparePlan, progress: Progress) -> JobResult:
+        deadline = time.monotonic() + min(self._settings.max_call_seconds, self._settings.max_job_seconds)
         tokens = 0
-        async with aclosing(self._comparing.compare(plan, deadline)) as told:
+        async with aclosing(self._comparing.compare(plan, deadline, job_id)) as told:
             async for one in told:
                 if isinstance(one, TokenPairs):
                     tokens += len(one.token_ids)
                     progress(tokens, 0, "tokens on both sides")
-                elif isinstance(one, CompareOutcome):
-                    message = f"verdict {one.report.verdict.value}"
-                    return JobResult(message, comparison_id=one.comparison_id)
-        raise AssertionError("a comparison ends with its outcome")
+        return JobResult("", is_kept=True)
 
 
 def plan_of(case: Case) -> ComparePlan:
@@ -241,8 +238,9 @@ def plan_of(case: Case) -> ComparePlan:
 
 def check_case(case: Case) -> None:
     """A coordinator can only run what it knows by name."""
-    split_target(case.left.target, "left.target")
-    split_target(case.right.target, "right.target")
+    for name, side in (("left", case.left), ("right", case.right)):
+        split_target(side.target, f"{name}.target")
+        check_mask(side, name)
 
 
 def _too_late(what: str) -> DeadlineExceeded:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from coordinator.artifacts import ArtifactStore, Staged
 from coordinator.store import Store
 from dualtrace.library import BenchmarkFigures, BenchmarkPlan, RunMode, RunRecord
 from dualtrace.masks import json_form
@@ -65,18 +66,56 @@ def make_record(
     )
 
 
+class RawBytes:
+    """The very bytes of a side's call: on the disk when the call has ended, named when its run is kept, else dropped.
+
+    So a side that ends first is written away while the other one still answers.
+    """
+
+    def __init__(self, artifacts: ArtifactStore, tape: Tape) -> None:
+        self.tape = tape
+        self._artifacts = artifacts
+        self._staging: asyncio.Task[tuple[Staged | None, Staged | None]] | None = None
+        self._is_kept = False
+
+    def begin(self) -> None:
+        """The tape is full. Harmless when said before."""
+        if self._staging is None:
+            self._staging = asyncio.create_task(self._stage())
+
+    async def keep(self) -> tuple[str, str]:
+        """The digests under which request and responses are kept; "" for what was cut: half a proof is none."""
+        self.begin()
+        assert self._staging is not None
+        staged = await asyncio.shield(self._staging)
+        await self._artifacts.keep([one for one in staged if one is not None])
+        self._is_kept = True
+        request, responses = (one.digest if one is not None else "" for one in staged)
+        return request, responses
+
+    async def close(self) -> None:
+        """What was not kept goes. Harmless when done before."""
+        if self._staging is None or self._is_kept:
+            return
+        self._is_kept = True
+        (staged,) = await asyncio.gather(self._staging, return_exceptions=True)
+        if not isinstance(staged, BaseException):
+            await self._artifacts.drop([one for one in staged if one is not None])
+
+    async def _stage(self) -> tuple[Staged | None, Staged | None]:
+        tape = self.tape
+        request = b"" if tape.request_cut else tape.request
+        responses = b"" if tape.responses_cut else tape.responses
+        staged = await asyncio.gather(*(self._stage_one(data) for data in (request, responses)))
+        return staged[0], staged[1]
+
+    async def _stage_one(self, data: bytes) -> Staged | None:
+        return await self._artifacts.stage(data) if data else None
+
+
 async def keep_tape(store: Store, tape: Tape | None) -> tuple[str, str]:
-    """The digests under which request and responses are kept; "" for what was cut: half a proof is none."""
-    if tape is None:
-        return "", ""
-    request = b"" if tape.request_cut else tape.request
-    responses = b"" if tape.responses_cut else tape.responses
-    kept = await asyncio.gather(*(_put(store, data) for data in (request, responses)))
-    return kept[0], kept[1]
-
-
-async def _put(store: Store, data: bytes) -> str:
-    return await store.artifacts.put(data) if data else ""
+    """The digests of a call that has ended."""
+    return ("", "") if tape is None else await RawBytes(store.artifacts, tape).keep()
 
 
 def measure_ranks(run: Run) -> tuple[float | None, float | None]:

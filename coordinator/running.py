@@ -13,19 +13,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.backends import BackendBook
-from coordinator.benchmarking import Bench, Tally, check_benchmark, harness_scorer, mock_scorer, summarise
+from coordinator.benchmarking import Bench, Tally, check_benchmark, check_mock, harness_scorer, mock_scorer, summarise
 from coordinator.comparing import check_seconds
+from coordinator.masks import check_mask
 from coordinator.recording import Recipe, keep_tape, make_record, under
 from coordinator.settings import CoordinatorSettings
 from coordinator.sides import split_target
-from coordinator.store import Store, new_run_id
+from coordinator.store import JobEnd, Store, new_run_id
 from dualtrace.client import Client
 from dualtrace.engine import int_array
 from dualtrace.fanout import tell_bug
-from dualtrace.library import BenchmarkPlan, Fallback, RunMode, RunPlan, RunRecord
+from dualtrace.library import BenchmarkPlan, Fallback, JobState, RunMode, RunPlan, RunRecord
 from dualtrace.metrics import CoordinatorMetrics
 from dualtrace.model_card import ModelProvenance
-from dualtrace.problems import FailedPrecondition, Internal, InvalidArgument, Problem, Reason, Unavailable
+from dualtrace.problems import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    Problem,
+    Reason,
+    Unavailable,
+)
 from dualtrace.questions.answers import TokenChunk
 from dualtrace.questions.asked import Input, LogprobItem, LogprobQuestion, ScoreQuestion
 from dualtrace.runs.collector import RunCollector
@@ -41,7 +50,7 @@ Progress = Callable[[int, int, str], None]
 class RunOutcome:
     """What was kept, and why it is not whole."""
 
-    record: RunRecord | None  # None: nothing came that could be kept
+    record: RunRecord
     problem: Problem | None
 
 
@@ -65,12 +74,16 @@ class Running:
         self._settings = settings
         self._metrics = metrics
 
-    async def run(self, plan: RunPlan, progress: Progress) -> RunOutcome:
-        """Ask, and keep what came. A question that cannot be asked at all raises."""
+    async def run(self, plan: RunPlan, progress: Progress, job_id: str) -> RunOutcome:
+        """Ask, and keep what came together with the end of the job. What brings nothing raises."""
         check_run(plan, self._settings)
-        if plan.mode is RunMode.BENCHMARK:
-            return await self._benchmark(plan, progress)
-        return await self._score(plan, progress)
+        outcome = await (self._benchmark if plan.mode is RunMode.BENCHMARK else self._score)(plan, progress)
+        problem = outcome.problem
+        state = JobState.DONE if problem is None else JobState.FAILED
+        message = "done" if problem is None else f"failed: {problem.detail.message}"
+        await self._store.add_run(outcome.record, JobEnd(job_id, state, message, problem))
+        self._metrics.stored_runs.inc()
+        return outcome
 
     async def _score(self, plan: RunPlan, progress: Progress) -> RunOutcome:
         """Real backends only: one that is missing is an error, never a stand-in."""
@@ -96,28 +109,35 @@ class Running:
         if problem is not None and not run.entries:
             raise problem
         debug = None if debug_collector is None else debug_collector.run()
-        return RunOutcome(await self._keep(plan, run, debug, tape), problem)
+        raw = await keep_tape(self._store, tape)
+        recipe = Recipe(plan.mode, token_debug=plan.token_debug)
+        record = await asyncio.to_thread(make_record, new_run_id(), run, recipe, token_debug=debug, raw=raw)
+        return RunOutcome(record, problem)
 
     async def _benchmark(self, plan: RunPlan, progress: Progress) -> RunOutcome:
         assert plan.benchmark is not None, "checked"
+        begun = time.monotonic()
         question = under(plan.question, plan.side.variant)
         total = plan.benchmark.repeats + plan.benchmark.warm_up
         source = await self._find_source(plan, plan.benchmark, question)
         try:
             bench = Bench(source.scorer, plan.side.target, question, source.provenance, self._call_seconds(plan))
-            tally = await bench.measure(plan.benchmark, lambda done: progress(done, total, "calls"))
+            most_seconds = begun + self._settings.max_job_seconds - time.monotonic()
+            tally = await bench.measure(plan.benchmark, lambda done: progress(done, total, "calls"), most_seconds)
         except* Problem as group:  # of the warm-up alone: a repeat that fails is counted
             raise group.exceptions[0] from None
         finally:
             if source.is_ours:
                 await source.scorer.close()
+        problem = self._find_fault(tally, plan.benchmark)
+        if problem is not None and not tally.repeats:
+            raise problem
         run = tally.last_run or _empty_run(plan, question, source.provenance)
         figures = summarise(tally, plan.benchmark, source.name)
         raw = await keep_tape(self._store, source.tape)
         recipe = Recipe(plan.mode, benchmark=plan.benchmark)
         record = await asyncio.to_thread(make_record, new_run_id(), run, recipe, benchmark=figures, raw=raw)
-        await self._add(record)
-        return RunOutcome(record, _all_failed(tally))
+        return RunOutcome(record, problem)
 
     async def _find_source(self, plan: RunPlan, benchmark: BenchmarkPlan, question: AskedQuestion) -> _Source:
         """Who answers: what was asked for, or what may stand in for it, which is then named as such."""
@@ -130,7 +150,7 @@ class Running:
         if benchmark.fallback is Fallback.BENCH:
             harness = await harness_scorer(question)
             return _Source(harness, "bench", harness.run.provenance, is_ours=True)
-        mock = mock_scorer(question)
+        mock = await asyncio.to_thread(mock_scorer, question)
         return _Source(mock, "mock", (await mock.describe()).provenance, is_ours=True)
 
     async def _find_real(self, plan: RunPlan) -> _Source:
@@ -139,19 +159,22 @@ class Running:
         card = await client.describe(deadline=time.monotonic() + self._call_seconds(plan))
         return _Source(_taped(client, tape), "real", card.provenance, is_ours=False, tape=tape)
 
-    async def _keep(self, plan: RunPlan, run: Run, debug: Run | None, tape: Tape | None) -> RunRecord:
-        raw = await keep_tape(self._store, tape)
-        recipe = Recipe(plan.mode, token_debug=plan.token_debug)
-        record = await asyncio.to_thread(make_record, new_run_id(), run, recipe, token_debug=debug, raw=raw)
-        await self._add(record)
-        return record
-
-    async def _add(self, record: RunRecord) -> None:
-        await self._store.add_run(record)
-        self._metrics.stored_runs.inc()
-
     def _call_seconds(self, plan: RunPlan) -> float:
-        return min(plan.timeout_seconds or self._settings.call_seconds, self._settings.max_call_seconds)
+        settings = self._settings
+        asked = plan.timeout_seconds or settings.call_seconds
+        return min(asked, settings.max_call_seconds, settings.max_job_seconds)
+
+    def _find_fault(self, tally: Tally, asked: BenchmarkPlan) -> Problem | None:
+        """Why a benchmark is not whole."""
+        if tally.is_cut:
+            most = f"max_job_seconds {self._settings.max_job_seconds:g}"
+            message = (
+                f"the benchmark was stopped at {most}: {len(tally.latencies_ms)} of {asked.repeats} calls are timed"
+            )
+            return DeadlineExceeded(Reason.DEADLINE, f"{message}; ask fewer, or have the limit raised")
+        if tally.latencies_ms:
+            return None
+        return tally.first_failure or Internal(Reason.BUG, "no call was made")
 
     def _new_tape(self) -> Tape | None:
         return Tape(self._settings.tape_megabytes << 20) if self._settings.tape_megabytes else None
@@ -160,6 +183,7 @@ class Running:
 def check_run(plan: RunPlan, settings: CoordinatorSettings) -> None:
     """What can be refused without asking anybody."""
     kind, _ = split_target(plan.side.target, "side.target")
+    check_mask(plan.side, "side")
     if kind == "run":
         message = f"{plan.side.target} is stored and is not asked again; name a backend, or compare the run with one"
         raise InvalidArgument(Reason.CONFLICT, message, field="side.target", allowed="backend:NAME")
@@ -168,6 +192,8 @@ def check_run(plan: RunPlan, settings: CoordinatorSettings) -> None:
         raise InvalidArgument(Reason.CONFLICT, message, field="benchmark")
     if plan.benchmark is not None:
         check_benchmark(plan.benchmark, settings.max_benchmark_calls)
+        if plan.benchmark.fallback in {Fallback.MOCK, Fallback.BENCH}:
+            check_mock(plan.question)
     if plan.token_debug and (not isinstance(plan.question, ScoreQuestion) or plan.mode is not RunMode.SCORE):
         message = "token_debug scores the items' own tokens of a SCORE question in mode SCORE; leave it out"
         raise InvalidArgument(Reason.CONFLICT, message, field="token_debug")
@@ -208,9 +234,3 @@ def _backend_of(plan: RunPlan) -> str:
 def _empty_run(plan: RunPlan, question: AskedQuestion, provenance: ModelProvenance) -> Run:
     """Of a benchmark in which no call was answered: what was asked of whom, and nothing else."""
     return RunCollector(plan.side.target, question, provenance=provenance).run()
-
-
-def _all_failed(tally: Tally) -> Problem | None:
-    if tally.latencies_ms:
-        return None
-    return tally.first_failure or Internal(Reason.BUG, "no call was made")

@@ -13,6 +13,7 @@ from coordinator.calls import Calls
 from coordinator.grpc_api import GrpcFace
 from coordinator.http_api import HttpFace
 from coordinator.operations import Operations
+from coordinator.origins import Names
 from coordinator.settings import Configuration, CoordinatorSettings
 from coordinator.store import Store
 from dualtrace import __version__
@@ -29,9 +30,11 @@ class Faces:
         self._settings = settings
         self._readiness = Readiness(metrics, "the coordinator is still starting")
         tokens = read_tokens(settings.token_file)
-        self._calls = Calls(operations, tokens, self._readiness, metrics)
-        self._grpc = GrpcFace(self._calls, tokens)
-        self._http = None if settings.http_port is None else HttpFace(self._calls, metrics.registry)
+        self._calls = Calls(operations, tokens, self._readiness, metrics, settings)
+        self._grpc = GrpcFace(self._calls, tokens, settings.max_call_seconds)
+        is_guarded = not tokens.is_open or settings.tls_certificate is not None
+        names = Names(settings.host, settings.split_http_names(), is_guarded=is_guarded)
+        self._http = None if settings.http_port is None else HttpFace(self._calls, names, metrics.registry)
 
     async def start(self) -> str:
         """Listen, not ready yet. Returns where, in words."""
@@ -62,7 +65,8 @@ async def serve(configuration: Configuration, announce: Announce) -> None:
     async with contextlib.AsyncExitStack() as stack:
         metrics = CoordinatorMetrics()
         metrics.describe_build(version=__version__, framework="coordinator", dtype="")
-        book = BackendBook(configuration.backends, metrics)  # first: what is wrong in it is said before files are made
+        # First: what is wrong in it is said before files are made.
+        book = BackendBook(configuration.backends, metrics, settings.max_call_seconds)
         store = await Store.open(settings.folder)
         stack.push_async_callback(store.close)
         stack.push_async_callback(book.close)

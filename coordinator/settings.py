@@ -40,12 +40,18 @@ class CoordinatorSettings:
     http_port: int | None = setting(
         8080, "port of the HTTP face with /metrics; 0 takes any free one, none is off", low=0, high=65535
     )
+    http_names: str | None = setting(
+        None, "names that the HTTP face may be called by, separated by commas, beside localhost, IP addresses and host"
+    )
     data: Path | None = setting(None, "folder of what is kept; none is the user's data folder")
     call_seconds: float = setting(600.0, "deadline of a call that names none", low=0.001, high=86_400)
     max_call_seconds: float = setting(3600.0, "longest deadline of a call; longer ones are cut", low=0.001, high=86_400)
     max_comparisons: int = setting(32, "comparisons at a time; one more is refused", low=1, high=10_000)
     job_workers: int = setting(2, "jobs that run at a time; others wait", low=1, high=1000)
     max_waiting_jobs: int = setting(1000, "jobs that may wait; one more is refused", low=1, high=1_000_000)
+    max_job_seconds: float = setting(
+        21_600.0, "how long a job may ask; a benchmark keeps what was timed by then", low=0.001, high=2_592_000
+    )
     max_benchmark_calls: int = setting(100_000, "repeats of one benchmark", low=1, high=10_000_000)
     debug_token_limit: int = setting(
         65_536, "tokens a side that one report may keep; more is refused", low=0, high=10_000_000
@@ -71,6 +77,9 @@ class CoordinatorSettings:
         if self.call_seconds > self.max_call_seconds:
             message = f"call_seconds {self.call_seconds:g} is above max_call_seconds {self.max_call_seconds:g}"
             raise InvalidArgument(Reason.CONFLICT, message, field="call_seconds")
+
+    def split_http_names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in (self.http_names or "").split(",") if name.strip())
 
     @property
     def folder(self) -> Path:

@@ -5,16 +5,21 @@ It knows the book of backends and the store. It must not know what is asked, or 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from coordinator.backends import BackendBook
+from coordinator.recording import RawBytes
 from coordinator.store import Store
 from dualtrace.card import Card
+from dualtrace.client import Client
 from dualtrace.comparing.comparison import LiveSide
+from dualtrace.json_text import FloatTexts
 from dualtrace.library import RunRecord, SideSpec
 from dualtrace.problems import FailedPrecondition, InvalidArgument, Problem, Reason, Unavailable
-from dualtrace.questions.answers import AnswerEvent
+from dualtrace.questions.answers import AnswerEvent, TokenChunk
 from dualtrace.questions.asked import Question, TokenizeQuestion, Variant
 from dualtrace.records import to_json
 from dualtrace.runs.run import Run
@@ -32,7 +37,7 @@ class OpenSide:
 
     spec: SideSpec
     scorer: Scorer
-    tape: Tape | None = None  # of a backend; None where raw bytes are not kept
+    raw: RawBytes | None = None  # of a backend; None where they are not kept
     record: RunRecord | None = None  # of a stored run
 
     def live(self, timeout_seconds: float) -> LiveSide:
@@ -55,6 +60,33 @@ class AbsentScorer:
         """Nothing is held."""
 
 
+class TapedScorer:
+    """A backend whose raw bytes are written away as soon as it has answered, and whose numbers are spelled before."""
+
+    def __init__(self, client: Client, raw: RawBytes, texts: FloatTexts) -> None:
+        self._client = client.taped(raw.tape)
+        self._raw = raw
+        self._texts = texts
+
+    async def describe(self) -> Card:
+        return await self._client.describe()
+
+    async def ask(self, question: Question, *, deadline: float | None = None) -> AsyncGenerator[AnswerEvent, None]:
+        asked: Any = self._client.ask(question, deadline=deadline)
+        try:
+            async with aclosing(asked) as told:
+                async for event in told:
+                    if isinstance(event, TokenChunk):
+                        self._texts.learn(event.logprobs.tolist())
+                    yield event
+        finally:
+            if not isinstance(question, TokenizeQuestion):  # that one only asks for the ids to ask with
+                self._raw.begin()
+
+    async def close(self) -> None:
+        """The book closes its client."""
+
+
 def split_target(target: str, field: str) -> tuple[str, str]:
     """Kind and name of a target. A coordinator opens no address and no folder that a caller names."""
     kind, colon, name = target.partition(":")
@@ -70,10 +102,12 @@ async def check_side(book: BackendBook, store: Store, spec: SideSpec, field: str
     if kind == "backend":
         book.get(name)
     else:
-        await store.get_run_text(name)
+        await store.require_run(name)
 
 
-async def open_side(book: BackendBook, store: Store, spec: SideSpec, field: str, tape: Tape | None) -> OpenSide:
+async def open_side(
+    book: BackendBook, store: Store, spec: SideSpec, field: str, tape_bytes: int, texts: FloatTexts
+) -> OpenSide:
     kind, name = split_target(spec.target, f"{field}.target")
     if kind == "run":
         record = await store.get_run(name)
@@ -83,18 +117,20 @@ async def open_side(book: BackendBook, store: Store, spec: SideSpec, field: str,
         client = book.scorer(name)
     except (Unavailable, FailedPrecondition) as problem:
         return OpenSide(spec, AbsentScorer(problem))
-    return OpenSide(spec, client if tape is None else client.taped(tape), tape)
+    if not tape_bytes:
+        return OpenSide(spec, client)
+    raw = RawBytes(store.artifacts, Tape(tape_bytes))
+    return OpenSide(spec, TapedScorer(client, raw, texts), raw)
 
 
 async def open_pair(
-    book: BackendBook, store: Store, left: SideSpec, right: SideSpec, tape_bytes: int
+    book: BackendBook, store: Store, left: SideSpec, right: SideSpec, tape_bytes: int, texts: FloatTexts
 ) -> tuple[OpenSide, OpenSide]:
     """Two sides of one backend share a scorer, so that both variants go in one batch, and then a tape."""
-    tapes = [Tape(tape_bytes) if tape_bytes else None for _ in range(2)]
-    opened = await open_side(book, store, left, "left", tapes[0])
+    opened = await open_side(book, store, left, "left", tape_bytes, texts)
     if left.target == right.target and opened.record is None:
         return opened, replace(opened, spec=right)
-    return opened, await open_side(book, store, right, "right", tapes[1])
+    return opened, await open_side(book, store, right, "right", tape_bytes, texts)
 
 
 def find_variant(run: Run, spec: SideSpec, field: str) -> int | None:

@@ -30,7 +30,7 @@ class Limits:
     max_positions: int
     max_items: int = 1024
     max_top_k: int = 1000
-    max_request_tokens: int = 131_072  # all items and variants together
+    max_request_tokens: int = 131_072  # a text counts once for each variant that it is asked under
     max_request_chars: int = 4_000_000
     max_work_tokens: int = 8_388_608  # forward tokens one request may cause before sharing (overlapping windows)
     max_inline_array_bytes: int = 1_048_576

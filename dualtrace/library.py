@@ -168,12 +168,12 @@ class RunSummary:
 class ComparePlan:
     """A comparison that is asked for."""
 
-    question: AskedQuestion | None  # None: the left side's stored run says it
+    question: AskedQuestion | None  # None: a side's stored run says it, the left one's first
     left: SideSpec
     right: SideSpec
     tolerance: Tolerance | None = None  # None: the profile of the two cards
     policy: GatePolicy = DEFAULT_GATES
-    debug_token_limit: int = 4096  # tokens a side kept in the report
+    debug_token_limit: int | None = None  # tokens a side kept in the report; None: 4096, or what is allowed if less
     store: bool = True  # keep both runs and the report
     timeout_seconds: float | None = None
     case: str = ""  # the saved case that this is a run of

@@ -6,7 +6,8 @@
     IntArray                 a list of 32-bit ints
     tuple, dict[int, ...]    a list; an object with decimal keys
     X | None                 X or null
-    A | B                    an object; of several dataclasses, the one with exactly its fields
+    A | B                    an object; of several dataclasses, the one with exactly its fields (with the most of them,
+                             where a later version may have added some)
     MaskSpec                 its canonical JSON twin
 
 It knows types. It must not know what any document means.
@@ -63,25 +64,33 @@ def to_json(value: object, path: str = "") -> Any:
         case Mapping():
             return {str(key): to_json(entry, f"{path}.{key}") for key, entry in value.items()}
         case tuple() | list():
-            if _is_plain_column(value):
-                return list(value)
+            if (column := _plain_column(value)) is not None:
+                return column
             return [to_json(entry, f"{path}[{index}]") for index, entry in enumerate(value)]
     assert is_dataclass(value), f"{path}: {type(value).__name__} has no JSON form"
     below = f"{path}." if path else ""
-    return {name: to_json(getattr(value, name), below + name) for name in _hints(type(value))}  # type: ignore[arg-type]
+    names, later = _hints(type(value)), _later(type(value))  # type: ignore[arg-type]
+    kept = (name for name in names if name not in later or getattr(value, name) != later[name])
+    return {name: to_json(getattr(value, name), below + name) for name in kept}
 
 
 _PLAIN = {int, str, bool, NoneType}
 
 
-def _is_plain_column(values: tuple[Any, ...] | list[Any]) -> bool:
-    """Whether every value stands for itself: a column of thousands of tokens is then taken as it is."""
+def _plain_column(values: tuple[Any, ...] | list[Any]) -> list[Any] | None:
+    """Values of one kind at once, for there may be thousands of tokens; None where each must be looked at."""
     kinds = set(map(type, values))
     if kinds <= _PLAIN:
-        return True
-    return (kinds == {float} and all(map(math.isfinite, values))) or (
+        return list(values)
+    if kinds == {bytes}:
+        return list(map(_bytes_to_json, values))
+    if len(kinds) == 1 and issubclass(next(iter(kinds)), Enum):
+        return [value._value_ for value in values]
+    if (kinds == {float} and all(map(math.isfinite, values))) or (
         kinds == {float, NoneType} and all(value is None or math.isfinite(value) for value in values)
-    )
+    ):
+        return list(values)
+    return None
 
 
 def _bytes_to_json(value: bytes) -> str | dict[str, str]:
@@ -99,6 +108,15 @@ def _hints(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
+@cache
+def _later(kind: type) -> dict[str, Any]:
+    """Fields that came after documents had been written without them (metadata "later"), with their defaults.
+
+    At its default such a field is not written: what was written before stays readable, and is written as it was.
+    """
+    return {field.name: field.default for field in fields(kind) if field.metadata.get("later")}
+
+
 def from_json(kind: type[T], raw: object, path: str = "", *, newer: bool = False) -> T:
     """Read an object of a dataclass. `newer`: the document is of a later minor version, so unknown fields are left."""
     if not isinstance(raw, dict):
@@ -111,6 +129,8 @@ def from_json(kind: type[T], raw: object, path: str = "", *, newer: bool = False
             raise InvalidArgument(Reason.UNKNOWN_FIELD, message, field=f"{below}{name}"[:200])
     values = {}
     for name, hint in hints.items():
+        if name not in raw and name in _later(kind):  # type: ignore[arg-type]
+            continue
         if name not in raw:
             raise InvalidArgument(Reason.MISSING, f"{below}{name} is missing", field=f"{below}{name}")
         values[name] = read_value(hint, raw[name], below + name, newer=newer)
@@ -144,14 +164,23 @@ def _read_union(kinds: tuple[Any, ...], raw: object, path: str, newer: bool) -> 
         return None
     real = [kind for kind in kinds if kind is not NoneType]
     if len(real) > 1:
-        real = [kind for kind in real if isinstance(raw, dict) and set(raw) == set(_hints(kind))]
+        real = _choose_kinds(real, raw, newer) if isinstance(raw, dict) else []
         if len(real) != 1:
             names = ", ".join(kind.__name__ for kind in kinds if kind is not NoneType)
             raise malformed(path, _name(raw), f"an object with the fields of one of {names}")
     return read_value(real[0], raw, path, newer=newer)
 
 
+def _choose_kinds(kinds: list[Any], raw: dict[Any, Any], newer: bool) -> list[Any]:
+    """The kinds whose fields these are; in a document of a later version those that leave the fewest of them."""
+    fitting = [kind for kind in kinds if set(_hints(kind)) - set(_later(kind)) <= set(raw)]
+    unknown = [len(set(raw) - set(_hints(kind))) for kind in fitting]
+    least = min(unknown, default=0)
+    return [kind for kind, left in zip(fitting, unknown, strict=True) if left == least and (newer or not left)]
+
+
 def _read_mask(raw: object, path: str) -> MaskSpec:
+    """A mask has a version of its own: a field that is not known may forbid or allow, so it is refused, never left."""
     if not isinstance(raw, dict):
         raise malformed(path, _name(raw), "an object")
     try:

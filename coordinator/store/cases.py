@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.store.pages import PageRequest
-from coordinator.store.rows import check_document, cut_page, read_document
+from coordinator.store.rows import check_document, read_document
 from coordinator.store.tables import CaseRow, CaseTagRow, RetiredCaseRow
 from dualtrace.compare.gates import GatePolicy
 from dualtrace.compare.tolerance import Tolerance
@@ -26,6 +27,12 @@ SCHEMA_VERSION = "1.0"
 
 _PARTS = (CaseRow.name, CaseRow.revision, CaseRow.document)
 CaseParts = tuple[str, int, str]
+Listed = tuple[Sequence[Sequence[Any]], bool]
+"""The rows of a page, and whether there are more."""
+
+PAGE_CHARS = 2 << 20
+"""Of the documents of one page, unless its first is larger. As messages they are below the 4 MiB that gRPC takes: what
+grows most is a number, from five characters at least to eight bytes."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +100,11 @@ def make_case(parts: Sequence[Any]) -> Case:
     return replace(read_document(read_case, text, f"case {name}"), revision=revision)
 
 
-def make_page(rows: Sequence[Sequence[Any]], page: PageRequest) -> Page[Case]:
+def make_page(listed: Listed, page: PageRequest) -> Page[Case]:
     """Likewise."""
-    return cut_page(rows, page, make_case, lambda row: str(row[0]))
+    rows, has_more = listed
+    token = page.token_after(str(rows[-1][0])) if has_more else ""
+    return Page(tuple(make_case(row) for row in rows), token)
 
 
 async def replace_case(connection: AsyncConnection, case: Case, text: str, expected_revision: int) -> Case:
@@ -114,15 +123,20 @@ async def remove(connection: AsyncConnection, name: str, expected_revision: int)
     await connection.execute(insert(RetiredCaseRow).values(name=name, revision=expected_revision))
 
 
-async def list_rows(connection: AsyncConnection, page: PageRequest) -> Sequence[Sequence[Any]]:
-    """By name. The page's filter is a tag; "" is any."""
+async def list_rows(connection: AsyncConnection, page: PageRequest) -> Listed:
+    """By name. The page's filter is a tag; "" is any. A page ends early where its documents become large."""
     (tag,) = page.filters
-    query = select(*_PARTS).order_by(CaseRow.name).limit(page.size + 1)
+    query = select(CaseRow.name, func.length(CaseRow.document)).order_by(CaseRow.name).limit(page.size + 1)
     if tag:
         query = query.join(CaseTagRow, CaseTagRow.case_name == CaseRow.name).where(CaseTagRow.tag == tag)
     if page.after is not None:
         query = query.where(CaseRow.name > page.after)
-    return (await connection.execute(query)).all()
+    found = (await connection.execute(query)).all()
+    totals = itertools.accumulate(length for _name, length in found[: page.size])
+    fitting = max(1, sum(total <= PAGE_CHARS for total in totals))
+    names = [name for name, _length in found[:fitting]]
+    parts = select(*_PARTS).where(CaseRow.name.in_(names)).order_by(CaseRow.name)
+    return (await connection.execute(parts)).all(), len(found) > fitting
 
 
 async def _expect(connection: AsyncConnection, name: str, expected_revision: int) -> None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import NoReturn
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.store import runs
@@ -27,6 +27,7 @@ _EVENT = (
     JobEventRow.message, JobEventRow.done, JobEventRow.total, JobEventRow.unit,
 )  # fmt: skip
 ENDS = tuple(state.value for state in JobState if state.is_end)
+EVENT_PAGE = 1000  # events read at once: a long benchmark has tens of thousands
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ async def insert_new(connection: AsyncConnection, request_id: str, work: str) ->
     return job
 
 
-async def find_started(connection: AsyncConnection, request_id: str, work: str) -> Job:
-    """The job that the request id started before."""
+async def find_started(connection: AsyncConnection, request_id: str, work: str) -> Job | None:
+    """The job that the request id started before; None when it started none."""
     query = select(*_JOB, JobRow.work).where(JobRow.request_id == request_id)
-    row = (await connection.execute(query)).one()
+    row = (await connection.execute(query)).one_or_none()
+    if row is None:
+        return None
     job, known = _make(*row[:-1]), row[-1]
     if known != work:
         message = f"request_id {request_id} started job {job.job_id} with other content; choose another id"
@@ -113,12 +116,20 @@ async def end(
     await add_event(connection, told.job_id, JobEvent(0, job, told.message, 0, 0, ""), told.problem)
 
 
+async def find_most_done(connection: AsyncConnection, job_id: str, unit: str) -> int:
+    """The highest `done` among the job's events of this unit; 0 without one."""
+    query = select(func.max(JobEventRow.done)).where(JobEventRow.job_id == job_id, JobEventRow.unit == unit)
+    return await connection.scalar(query) or 0
+
+
 async def list_events(connection: AsyncConnection, job_id: str, after_sequence: int) -> tuple[JobEvent, ...]:
+    """One page of them, in order. There are more where the last one's number is below the job's."""
     job = await get(connection, job_id)
     query = (
         select(*_EVENT)
         .where(JobEventRow.job_id == job_id, JobEventRow.sequence > after_sequence)
         .order_by(JobEventRow.sequence)
+        .limit(EVENT_PAGE)
     )
     events = []
     for row in await connection.execute(query):

@@ -1,13 +1,14 @@
 """Which artifacts kept documents name: what a sweep must leave. It must not know where artifacts are.
 
-Runs name the raw bytes of their calls in columns. Masks name arrays inside documents: of a run, a comparison, a case, or
-the work of a job that is still to be done.
+Runs name the raw bytes of their calls in columns. Masks name arrays inside documents: of a run, a comparison, a case,
+or the work of a job that is still to be done.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Collection
+from typing import Any
 
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -37,7 +38,7 @@ async def find_in_documents(connection: AsyncConnection, digests: Collection[str
 
 
 async def _documents(connection: AsyncConnection) -> AsyncIterator[str]:
-    queries: tuple[Select[tuple[str]], ...] = (
+    queries: tuple[Select[Any], ...] = (
         select(JobRow.work).where(JobRow.state.not_in(ENDS)),
         select(CaseRow.document),
         select(RunRow.document).order_by(RunRow.run_id.desc()),
@@ -45,4 +46,4 @@ async def _documents(connection: AsyncConnection) -> AsyncIterator[str]:
     )
     for query in queries:
         async for document in await connection.stream_scalars(query):
-            yield document
+            yield str(document)

@@ -16,6 +16,7 @@ from coordinator.store.ids import check_id
 from coordinator.store.pages import PageRequest
 from coordinator.store.rows import check_document, check_text, cut_page
 from coordinator.store.tables import RunRow
+from dualtrace.json_text import FloatTexts
 from dualtrace.library import Page, RunMode, RunRecord, RunSummary
 from dualtrace.problems import AlreadyExists, NotFound, Reason
 from dualtrace.runs.kept import record_to_text
@@ -26,15 +27,15 @@ _SUMMARY = (
 )  # fmt: skip
 
 
-def make_row(record: RunRecord) -> dict[str, object]:
+def make_row(record: RunRecord, texts: FloatTexts | None = None) -> dict[str, object]:
     """The columns of a run. Takes a while for a long one: it belongs into a thread."""
     run = record.run
-    texts = {
+    columns = {
         "created": run.created, "target": record.target, "model_id": run.provenance.model_id,
         "framework": run.provenance.framework,
     }  # fmt: skip
     return {
-        **{name: check_text(text, name) for name, text in texts.items()},
+        **{name: check_text(text, name) for name, text in columns.items()},
         "run_id": check_id(record.run_id, "run", "run_id"),
         "mode": record.mode.value,
         "question_kind": run.question.kind.value,
@@ -43,7 +44,7 @@ def make_row(record: RunRecord) -> dict[str, object]:
         "synthetic": record.synthetic,
         "raw_request_ref": record.raw_request_ref or None,
         "raw_response_ref": record.raw_response_ref or None,
-        "document": check_document(record_to_text(record), "the run"),
+        "document": check_document(record_to_text(record, texts), "the run"),
     }
 
 
@@ -64,7 +65,7 @@ async def read_text(connection: AsyncConnection, run_id: str) -> str:
 
 async def require(connection: AsyncConnection, run_id: str, field: str) -> None:
     if await connection.scalar(select(RunRow.run_id).where(RunRow.run_id == run_id)) is None:
-        raise NotFound(Reason.NOT_FOUND, f"there is no run {run_id:.100}; store it first", field=field)
+        raise NotFound(Reason.NOT_FOUND, f"there is no run {run_id:.100}; list the runs to see all", field=field)
 
 
 async def list_page(connection: AsyncConnection, page: PageRequest) -> Page[RunSummary]:

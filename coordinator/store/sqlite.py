@@ -5,6 +5,7 @@ No other module of the store knows which database it speaks to. This one must no
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from coordinator.disk_errors import DATA_FOLDER
 from dualtrace.problems import Exhausted, FailedPrecondition, Internal, Problem, Reason, Unavailable
+
+log = logging.getLogger(__name__)
 
 FILE = "dualtrace.db"
 READERS = 4
@@ -59,22 +63,25 @@ def _create(path: Path, busy_timeout_seconds: float, connections: int, *, writes
 
 
 def explain(error: DBAPIError, path: Path) -> Problem:
-    """What an error of the database means to whoever called."""
+    """What an error of the database means to whoever called. Where it stands and what it said is for the log."""
     original = error.orig
+    log.error("%s: %s", path, original)
     code = getattr(original, "sqlite_errorcode", 0) & 0xFF  # the rest is detail
+    why = getattr(original, "sqlite_errorname", type(original).__name__)
+    where = f"the database in {DATA_FOLDER}"
     match code:
         case sqlite3.SQLITE_FULL:
-            return Exhausted(Reason.STORAGE_FULL, f"no room is left for {path}; free some and ask again")
+            return Exhausted(Reason.STORAGE_FULL, f"no room is left for {where}; free some and ask again")
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            message = f"{path} is locked by another program; end it or wait, and ask again"
+            message = f"{where} is locked by another program; end it or wait, and ask again"
             return Unavailable(Reason.STORAGE_BUSY, message)
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN:
-            message = f"{path} cannot be opened for writing ({original}); give this user the right to write there"
+            message = f"{where} cannot be opened for writing ({why}); give this user the right to write there"
             return FailedPrecondition(Reason.STORAGE_UNUSABLE, message)
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            message = f"{path} is damaged or no database ({original}); put it aside and restore a backup"
+            message = f"{where} is damaged or no database ({why}); put it aside and restore a backup"
             return FailedPrecondition(Reason.STORAGE_UNUSABLE, message)
         case sqlite3.SQLITE_IOERR:
-            message = f"{path} cannot be read or written ({original}); look at the disk and its free room"
+            message = f"{where} cannot be read or written ({why}); look at the disk and its free room"
             return Unavailable(Reason.STORAGE_UNUSABLE, message)
-    return Internal(Reason.BUG, f"the database refused: {type(original).__name__}: {original}")
+    return Internal(Reason.BUG, f"the database refused ({why}); the coordinator's log has the details")

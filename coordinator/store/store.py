@@ -24,6 +24,7 @@ from coordinator.store.pages import DEFAULT_PAGE_SIZE, PageRequest, open_page
 from coordinator.store.rows import read_document
 from coordinator.store.tables import FactRow
 from dualtrace.compare.report import Verdict
+from dualtrace.json_text import FloatTexts
 from dualtrace.library import (
     Case,
     ComparisonRecord,
@@ -99,6 +100,10 @@ class Store:
         text = await self.get_run_text(run_id)
         return await asyncio.to_thread(read_document, read_record, text, f"run {run_id}")
 
+    async def require_run(self, run_id: str) -> None:
+        """Refuse an unknown run without reading a known one."""
+        await self._database.read(lambda connection: runs.require(connection, run_id, "run_id"))
+
     async def get_run_text(self, run_id: str) -> str:
         """The document as it was stored, byte for byte."""
         return await self._database.read(lambda connection: runs.read_text(connection, run_id))
@@ -114,15 +119,15 @@ class Store:
 
     async def add_comparison(
         self, record: ComparisonRecord, report_text: str | None = None, new_runs: Sequence[RunRecord] = (),
-        end: JobEnd | None = None,
+        end: JobEnd | None = None, texts: FloatTexts | None = None,
     ) -> None:  # fmt: skip
         """Keep a comparison, the runs that it brings and the end of the job that made it: all of them, or nothing.
 
-        `report_text`: the report as text, where the caller has it already.
+        `report_text`: the report as text, where the caller has it already; `texts`: of the numbers in it.
         """
 
         def make_rows() -> tuple[list[dict[str, object]], dict[str, object]]:
-            return [runs.make_row(run) for run in new_runs], comparisons.make_row(record, report_text)
+            return [runs.make_row(run, texts) for run in new_runs], comparisons.make_row(record, report_text)
 
         run_rows, row = await asyncio.to_thread(make_rows)
         await self._require_artifacts(run_rows)
@@ -184,7 +189,13 @@ class Store:
         try:
             return await self._database.write(lambda connection: jobs.insert_new(connection, request_id, work)), True
         except IntegrityError:
-            return await self._database.read(lambda connection: jobs.find_started(connection, request_id, work)), False
+            known = await self.started_job(request_id, work)
+            assert known is not None, "its id is taken"
+            return known, False
+
+    async def started_job(self, request_id: str, work: str) -> Job | None:
+        """The job that this request id started; None when it started none. Other work is refused."""
+        return await self._database.read(lambda connection: jobs.find_started(connection, request_id, work))
 
     async def job(self, job_id: str) -> Job:
         return await self._database.read(lambda connection: jobs.get(connection, job_id))
@@ -201,10 +212,15 @@ class Store:
         return await self._database.write(lambda connection: jobs.add_event(connection, job_id, told, problem))
 
     async def job_events(self, job_id: str, after_sequence: int = 0) -> tuple[JobEvent, ...]:
+        """A page of them, in order; more follow while the last one's number is below the job's `last_sequence`."""
         if after_sequence < 0:
             message = f"after_sequence {after_sequence} asked; events are numbered from 1, 0 asks for all"
             raise InvalidArgument(Reason.OUT_OF_RANGE, message, field="after_sequence", allowed=">= 0")
         return await self._database.read(lambda connection: jobs.list_events(connection, job_id, after_sequence))
+
+    async def most_done(self, job_id: str, unit: str) -> int:
+        """The highest `done` that the job told in this unit; 0 when it told none."""
+        return await self._database.read(lambda connection: jobs.find_most_done(connection, job_id, unit))
 
     async def unfinished_jobs(self) -> tuple[Job, ...]:
         """Oldest first: what a coordinator that starts again has to take up."""
@@ -217,7 +233,9 @@ class Store:
 async def _sweep(database: Database, artifacts: ArtifactStore) -> None:
     """Remove what a crash left: unfinished bytes, and whole ones that nothing names."""
     others = await artifacts.find_others(await database.read(references.list_in_columns))
-    named = await database.read(lambda connection: references.find_in_documents(connection, others)) if others else set()
+    named = (
+        await database.read(lambda connection: references.find_in_documents(connection, others)) if others else set()
+    )
     await artifacts.sweep(others - named)
 
 

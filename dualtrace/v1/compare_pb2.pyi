@@ -366,7 +366,9 @@ class CompareRequest(_message.Message):
     DISCARD_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     debug_token_limit: _builtins.int
-    """Tokens a side kept in the report; pairs in the stream are never cut. Absent: 4096."""
+    """Tokens a side kept in the report; pairs in the stream are never cut. Absent: 4096, or what the
+    coordinator allows where that is less.
+    """
     discard: _builtins.bool
     """Do not keep the runs and the report."""
     timeout_seconds: _builtins.float
@@ -375,7 +377,7 @@ class CompareRequest(_message.Message):
     """
     @_builtins.property
     def ask(self) -> Global___Ask:
-        """Absent: the question of the left side, which must then be a stored run."""
+        """Absent: the question of the side that is a stored run; of the left one where both are."""
 
     @_builtins.property
     def left(self) -> Global___Side: ...

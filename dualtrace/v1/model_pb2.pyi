@@ -218,7 +218,7 @@ class Limits(_message.Message):
     """Items, prompts or variants in one request."""
     max_top_k: _builtins.int
     max_request_tokens: _builtins.int
-    """Tokens in one request, all items and variants together."""
+    """Tokens in one request. A text counts once for each variant that it is asked under."""
     max_request_chars: _builtins.int
     """Characters in one request, all texts together."""
     max_inline_array_bytes: _builtins.int

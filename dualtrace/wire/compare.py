@@ -32,6 +32,7 @@ from dualtrace.wire.strict import refuse_unknown
 
 REQUEST_TOLERANCE = "request"
 MAX_DEBUG_TOKENS = 1 << 20
+MAX_REPEATS = 10_000_000  # the most that `max_benchmark_calls` can allow; a coordinator's own number is its to say
 MAX_TOLERANCE_NAME, MAX_TOLERANCE_SOURCE = 100, 1000  # characters
 BACKEND, RUN = "backend:", "run:"
 
@@ -254,18 +255,18 @@ def compare_plan_from_pb(message: pb.CompareRequest, field: str = "") -> Compare
     prefix = f"{field}." if field else ""
     for side in ("left", "right"):
         need(message, side, prefix + side)
-    left = side_from_pb(message.left, f"{prefix}left")
-    if not message.HasField("ask") and not left.target.startswith(RUN):
-        text = "no question is set, and the left side is no stored run that could say it"
+    left, right = (side_from_pb(getattr(message, side), f"{prefix}{side}") for side in ("left", "right"))
+    if not message.HasField("ask") and not any(side.target.startswith(RUN) for side in (left, right)):
+        text = "no question is set, and neither side is a stored run that could say it"
         raise InvalidArgument(Reason.MISSING, text, field=f"{prefix}ask")
-    limit = ComparePlan.debug_token_limit
+    limit = None
     if message.HasField("debug_token_limit"):
         limit = message.debug_token_limit
         _check_count(limit, 0, MAX_DEBUG_TOKENS, f"{prefix}debug_token_limit")
     return ComparePlan(
         question=ask_from_pb(message.ask, f"{prefix}ask") if message.HasField("ask") else None,
         left=left,
-        right=side_from_pb(message.right, f"{prefix}right"),
+        right=right,
         tolerance=_asked_tolerance(message, prefix),
         policy=gates_from_pb(message.gates, f"{prefix}gates") if message.HasField("gates") else DEFAULT_GATES,
         debug_token_limit=limit,
@@ -339,7 +340,7 @@ def run_plan_from_pb(message: pb.RunRequest, field: str) -> RunPlan:
 
 def _benchmark(message: pb.BenchmarkOptions, field: str) -> BenchmarkPlan:
     given: dict[str, Any] = {}
-    for name, low, high in (("repeats", 1, 100_000), ("warm_up", 0, 100_000), ("concurrency", 1, 256)):
+    for name, low, high in (("repeats", 1, MAX_REPEATS), ("warm_up", 0, MAX_REPEATS), ("concurrency", 1, 256)):
         if message.HasField(name):  # type: ignore[arg-type]  # one of its fields' names
             given[name] = getattr(message, name)
             _check_count(given[name], low, high, f"{field}.{name}")

@@ -40,6 +40,8 @@ DEFAULT_PAGE, MAX_PAGE = 100, 1000
 MAX_PAGE_TOKEN_CHARS = 1000
 MAX_FILTER_CHARS = 200
 MAX_TAGS = 64
+MAX_CASE_BYTES = (4 << 20) - (64 << 10)
+"""Of one case as told: alone in an answer it stays below what gRPC takes, with room for a page token."""
 MAX_DESCRIPTION_CHARS = 10_000
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -163,9 +165,10 @@ def page_from_pb(message: Any) -> dict[str, Any]:
 
 
 def list_runs_from_pb(message: pb.ListRunsRequest) -> dict[str, Any]:
+    page = page_from_pb(message)  # first: it refuses what is no message at all
     for field in ("identity", "target"):
         _check_length(getattr(message, field), MAX_FILTER_CHARS, field)
-    return {**page_from_pb(message), "identity": message.identity, "target": message.target}
+    return {**page, "identity": message.identity, "target": message.target}
 
 
 def list_comparisons_from_pb(message: pb.ListComparisonsRequest) -> dict[str, Any]:
@@ -253,7 +256,12 @@ def _asked_case(message: pb.CreateCaseRequest | pb.UpdateCaseRequest) -> Case:
         text = f"{len(given.tags)} tags; at most {MAX_TAGS}"
         raise InvalidArgument(Reason.TOO_MANY, text, field="saved_case.tags", allowed=f"0-{MAX_TAGS}")
     _check_length(given.description, MAX_DESCRIPTION_CHARS, "saved_case.description")
-    return _case(given, "saved_case", tolerance_from_request)
+    case = _case(given, "saved_case", tolerance_from_request)
+    size = case_to_pb(case).ByteSize()  # as it will be told, which may be more than was sent
+    if size > MAX_CASE_BYTES:
+        text = f"the case takes {size} bytes; at most {MAX_CASE_BYTES} fit into an answer: ask less in one case"
+        raise InvalidArgument(Reason.TOO_MANY, text, field="saved_case", allowed=f"up to {MAX_CASE_BYTES} bytes")
+    return case
 
 
 def _case(message: pb.Case, field: str, read_tolerance: Callable[[compare_pb2.Tolerance, str], Tolerance]) -> Case:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 
 from coordinator.artifacts import PART_BYTES, ArtifactStore
 from coordinator.store import Store
-from dualtrace.problems import Exhausted, Internal, InvalidArgument, NotFound, Reason
-from tests.support.stored import make_record
+from coordinator.work import work_to_text
+from dualtrace.library import JobState, RunPlan, SideSpec
+from dualtrace.masks.spec import Array, MaskSpec
+from dualtrace.problems import Exhausted, Internal, InvalidArgument, NotFound, Problem, Reason
+from dualtrace.questions.asked import Input, RollingQuestion, Variant
+from tests.support.stored import make_case, make_record, make_run
 
 DATA = bytes(range(256)) * 3000  # 768,000 bytes: three parts
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
@@ -154,6 +159,19 @@ async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     assert (caught.value.reason, list_files(tmp_path)) == (Reason.STORAGE_FULL, [])
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.ENOENT])
+async def test_where_artifacts_stand_is_told_to_the_log_and_to_no_caller(
+    artifacts: ArtifactStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path / "artifacts" / "incoming" / "x"))
+
+    with pytest.raises(Problem) as caught:
+        await artifacts.run(fail)
+    assert str(tmp_path) not in caught.value.detail.message
+    assert str(tmp_path) in caplog.text
+
+
 async def test_a_sweep_takes_what_it_is_told_to_and_no_more(artifacts: ArtifactStore, tmp_path: Path) -> None:
     await artifacts.put(b"orphan")
     await artifacts.put(DATA)
@@ -174,6 +192,55 @@ async def test_opening_a_store_sweeps_what_a_crash_left_and_keeps_what_runs_name
     kept = [b"".join(await read(again.artifacts, digest)) for digest in (request, response)]
     await again.close()
     assert (kept, len(list_files(tmp_path))) == ([b"request", b"response"], 2)
+
+
+def masked(digest: str) -> RollingQuestion:
+    """A question whose mask names an array that was sent ahead."""
+    variant = Variant(mask=MaskSpec(base=Array(artifact_digest=digest)))
+    return RollingQuestion((Input(text="a b"),), variants=(variant,))
+
+
+async def name_in_a_case(store: Store, digest: str) -> None:
+    side = SideSpec("backend:a", masked(digest).variants[0])
+    await store.create_case(make_case(left=side))
+
+
+async def name_in_a_run(store: Store, digest: str) -> None:
+    await store.add_run(make_record(run=make_run(question=masked(digest))))
+
+
+async def name_in_the_debug_run(store: Store, digest: str) -> None:
+    await store.add_run(make_record(token_debug=make_run(question=masked(digest))))
+
+
+async def name_in_a_waiting_job(store: Store, digest: str) -> None:
+    await store.start_job("request-1", work_to_text(RunPlan(masked(digest), SideSpec("backend:a"))))
+
+
+async def name_in_an_ended_job(store: Store, digest: str) -> None:
+    job, _ = await store.start_job("request-1", work_to_text(RunPlan(masked(digest), SideSpec("backend:a"))))
+    await store.add_job_event(job.job_id, JobState.CANCELLED)
+
+
+@pytest.mark.parametrize(
+    ("name", "stays"),
+    [
+        (name_in_a_case, True),
+        (name_in_a_run, True),
+        (name_in_the_debug_run, True),
+        (name_in_a_waiting_job, True),
+        (name_in_an_ended_job, False),
+    ],
+)
+async def test_an_artifact_stays_as_long_as_a_document_names_it(
+    tmp_path: Path, name: Callable[[Store, str], Awaitable[None]], stays: bool
+) -> None:
+    store = await Store.open(tmp_path)
+    await name(store, await store.artifacts.put(b"an array"))
+    await store.artifacts.put(b"orphan")
+    await store.close()
+    await (await Store.open(tmp_path)).close()
+    assert len(list_files(tmp_path)) == stays
 
 
 async def test_another_file_system_of_fsspec_will_do() -> None:

@@ -369,7 +369,7 @@ async def test_calls_are_counted_by_method_and_code() -> None:
 
 
 def test_every_method_of_the_protos_is_served() -> None:
-    assert len(METHODS) == 16
+    assert len(METHODS) == 17
 
 
 def test_what_the_protos_stream_is_streamed() -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.jobs import CRASHES, JobResult, Jobs, Progress
+from coordinator.jobs import CRASH_UNIT, CRASHES, JobResult, Jobs, Progress
 from coordinator.operations import Caller, CaseRun
 from coordinator.settings import CoordinatorSettings
 from coordinator.store import Store
+from coordinator.store import jobs as rows_of_jobs
 from coordinator.work import read_work, work_to_text
 from dualtrace.compare.report import Verdict
-from dualtrace.library import Case, ComparePlan, JobState, RunPlan, SideSpec
+from dualtrace.library import Case, ComparePlan, Job, JobState, RunPlan, SideSpec
 from dualtrace.masks.spec import Causal, MaskSpec
 from dualtrace.metrics import CoordinatorMetrics
 from dualtrace.problems import AlreadyExists, DeadlineExceeded, Exhausted, InvalidArgument, NotFound, Problem, Reason
@@ -40,7 +41,7 @@ class Work:
         self.stopped = 0
         self.error: Exception | None = None
 
-    async def __call__(self, text: str, progress: Progress) -> JobResult:
+    async def __call__(self, _job_id: str, text: str, progress: Progress) -> JobResult:
         self.begun.append(text)
         progress(len(self.begun), 0, "calls")
         try:
@@ -155,6 +156,51 @@ async def test_no_more_jobs_run_at_a_time_than_there_are_workers(store: Store) -
         assert len(work.begun) == 2
 
 
+async def test_a_start_whose_caller_leaves_is_run_all_the_same(store: Store) -> None:
+    work = Work()
+    work.go.set()
+    async with jobs_on(store, work) as jobs:
+        starting = asyncio.create_task(jobs.begin("1", "work"))
+        while not store._database._pending:  # noqa: ASYNC110 - until its row is being written, not a moment later
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait({starting})
+        again = await jobs.begin("1", "work")
+        await wait_for(store, again.job_id, JobState.DONE)
+
+
+async def test_starts_at_once_take_no_more_places_than_there_are(store: Store) -> None:
+    async with jobs_on(store, Work(), job_workers=1, max_waiting_jobs=2) as jobs:
+        first = await jobs.begin("1", "one")
+        await wait_for(store, first.job_id, JobState.RUNNING)
+        begun = await asyncio.gather(*(jobs.begin(f"r{i}", "more") for i in range(5)), return_exceptions=True)
+    assert sum(not isinstance(one, Exhausted) for one in begun) == 2
+
+
+async def test_a_repeated_start_needs_no_place(store: Store) -> None:
+    async with jobs_on(store, Work(), job_workers=1, max_waiting_jobs=1) as jobs:
+        first = await jobs.begin("1", "one")
+        await wait_for(store, first.job_id, JobState.RUNNING)
+        second = await jobs.begin("2", "two")
+        assert (await jobs.begin("2", "two")).job_id == second.job_id
+
+
+async def test_a_cancelled_job_gives_its_place_up(store: Store) -> None:
+    async with jobs_on(store, Work(), job_workers=1, max_waiting_jobs=1) as jobs:
+        first = await jobs.begin("1", "one")
+        await wait_for(store, first.job_id, JobState.RUNNING)
+        await jobs.cancel((await jobs.begin("2", "two")).job_id)
+        third = await jobs.begin("3", "three")
+    assert third.state is JobState.WAITING
+
+
+async def test_jobs_that_are_taken_up_are_counted_as_waiting(store: Store) -> None:
+    for number in range(3):
+        await store.start_job(str(number), "work")
+    async with jobs_on(store, Work(), job_workers=1) as jobs:
+        assert jobs._metrics.registry.get_sample_value("dualtrace_waiting_jobs") == 3
+
+
 # Watch
 
 
@@ -184,6 +230,16 @@ async def test_a_watch_ends_at_its_deadline_and_says_where_to_go_on(store: Store
         with pytest.raises(DeadlineExceeded, match="sequence"):
             async for _ in jobs.watch(job.job_id, 0, time.monotonic() + 0.2):
                 pass
+
+
+async def test_a_job_of_many_events_is_watched_page_by_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_of_jobs, "EVENT_PAGE", 2)
+    job, _ = await store.start_job("1", "work")
+    for state in [JobState.RUNNING] * 6 + [JobState.DONE]:
+        await store.add_job_event(job.job_id, state)
+    jobs = Jobs(store, Work(), CoordinatorSettings(), CoordinatorMetrics())
+    told = [event.sequence async for event in jobs.watch(job.job_id, 0, time.monotonic() + 1)]
+    assert told == [1, 2, 3, 4, 5, 6, 7]
 
 
 async def test_leaving_a_watch_cancels_nothing(store: Store) -> None:
@@ -242,6 +298,37 @@ async def test_cancelling_an_ended_job_changes_nothing(store: Store) -> None:
         job = await jobs.begin("1", "work")
         await wait_for(store, job.job_id, JobState.DONE)
         assert (await jobs.cancel(job.job_id)).state is JobState.DONE
+
+
+async def test_a_job_that_is_cancelled_just_as_a_worker_takes_it_ends(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, read = Work(), store.job
+    async with jobs_on(store, work, job_workers=1) as jobs:
+        first = await jobs.begin("1", "one")
+        await wait_for(store, first.job_id, JobState.RUNNING)
+        second = await jobs.begin("2", "two")
+
+        async def read_late(job_id: str) -> Job:
+            monkeypatch.setattr(store, "job", read)  # this once
+            found = await read(job_id)
+            work.go.set()
+            while second.job_id not in jobs._running:  # noqa: ASYNC110 - before its task has taken its first step
+                await asyncio.sleep(0)
+            return found
+
+        monkeypatch.setattr(store, "job", read_late)
+        assert (await jobs.cancel(second.job_id)).state is JobState.CANCELLED
+
+
+async def test_a_cancel_whose_caller_leaves_is_carried_out(store: Store) -> None:
+    async with jobs_on(store, Work()) as jobs:
+        job = await jobs.begin("1", "work")
+        await wait_for(store, job.job_id, JobState.RUNNING)
+        cancelling = asyncio.create_task(jobs.cancel(job.job_id))
+        await asyncio.sleep(0)
+        cancelling.cancel()
+        await wait_for(store, job.job_id, JobState.CANCELLED)
 
 
 # Failure and restart
@@ -308,6 +395,16 @@ async def test_a_job_that_kills_its_coordinator_again_and_again_fails(store: Sto
     assert ended.problem is not None
 
 
+async def test_crashes_are_counted_however_much_was_told_since(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_of_jobs, "EVENT_PAGE", 1)
+    job, _ = await store.start_job("1", "work")
+    await store.add_job_event(job.job_id, JobState.WAITING, "died", CRASHES - 1, CRASHES, CRASH_UNIT)
+    for done in range(3):
+        await store.add_job_event(job.job_id, JobState.RUNNING, "on it", done, 9, "calls")
+    async with jobs_on(store, Work()):
+        assert (await store.job(job.job_id)).state is JobState.FAILED
+
+
 async def test_stopping_on_purpose_is_no_crash(store: Store) -> None:
     job, _ = await store.start_job("1", "work")
     for _ in range(CRASHES + 1):
@@ -327,6 +424,72 @@ async def test_a_comparison_that_was_cut_by_a_restart_comes_to_its_end(tmp_path:
             events = [event async for event in desk.operations.watch_job(ANYONE, job.job_id, 2)]
             assert (await desk.operations.list_comparisons(ANYONE)).entries
     assert events[-1].job.state is JobState.DONE
+
+
+def die_before_the_end_is_told(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """As if the coordinator were killed when the work is done and before anything more is written."""
+    reached = asyncio.Event()
+
+    async def hang(*_given: object) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Jobs, "_end", hang)
+    monkeypatch.setattr(Jobs, "_put_back", hang_not)
+    return reached
+
+
+async def hang_not(*_given: object) -> None:
+    """Who is killed puts nothing back."""
+
+
+async def test_a_coordinator_that_dies_after_a_comparison_is_kept_makes_no_second_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(fake_side()) as (left, _), served(fake_side()) as (right, _):
+        addresses = {"torch": left, "jax": right}
+        with monkeypatch.context() as dying:
+            reached = die_before_the_end_is_told(dying)
+            async with open_desk(tmp_path, addresses) as desk:
+                job = await desk.operations.start_job(ANYONE, "first", plan())
+                await asyncio.wait_for(reached.wait(), 5)
+        async with open_desk(tmp_path, addresses) as desk:
+            events = await desk.finish(job)
+            (kept,) = (await desk.operations.list_comparisons(ANYONE)).entries
+            runs = (await desk.operations.list_runs(ANYONE)).entries
+    last = events[-1]
+    assert (last.job.state, last.job.comparison_id, last.message) == (JobState.DONE, kept.comparison_id, "verdict PASS")
+    assert len(runs) == 2
+
+
+async def test_a_coordinator_that_dies_after_a_run_is_kept_makes_no_second_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(fake_side()) as (left, _):
+        with monkeypatch.context() as dying:
+            reached = die_before_the_end_is_told(dying)
+            async with open_desk(tmp_path, {"torch": left}) as desk:
+                job = await desk.operations.start_job(ANYONE, "first", RunPlan(rolling(), SideSpec("backend:torch")))
+                await asyncio.wait_for(reached.wait(), 5)
+        async with open_desk(tmp_path, {"torch": left}) as desk:
+            last = (await desk.finish(job))[-1]
+            (kept,) = (await desk.operations.list_runs(ANYONE)).entries
+    assert (last.job.state, last.job.run_id) == (JobState.DONE, kept.run_id)
+
+
+async def test_a_coordinator_that_dies_before_a_comparison_is_kept_leaves_neither_it_nor_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_given: object, **_named: object) -> None:
+        raise ZeroDivisionError  # within the transaction, after the comparison's row
+
+    async with desk_of(tmp_path, twins()) as desk:
+        with monkeypatch.context() as dying:
+            dying.setattr("coordinator.store.jobs.end", fail)
+            events = await desk.finish(await desk.operations.start_job(ANYONE, "first", plan()))
+        found = await desk.operations.list_comparisons(ANYONE)
+        runs = await desk.operations.list_runs(ANYONE)
+    assert (events[-1].job.state, found.entries, runs.entries) == (JobState.FAILED, (), ())
 
 
 async def test_a_deadline_of_the_caller_does_not_bound_the_job(desk: Desk) -> None:

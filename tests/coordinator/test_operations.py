@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 
 from coordinator.comparing import CompareOutcome
-from coordinator.operations import Caller
+from coordinator.operations import Caller, CaseRun
+from coordinator.recording import RawBytes
 from dualtrace.card import Card
 from dualtrace.compare.events import CompareHeader, FirstDivergence, SideFailed, TokenPairs
 from dualtrace.compare.report import Verdict
 from dualtrace.compare.sides import SideName
 from dualtrace.compare.tolerance import Tolerance
 from dualtrace.engine import int_array
-from dualtrace.library import Case, ComparePlan, SideSpec
+from dualtrace.library import Case, ComparePlan, JobState, RunPlan, SideSpec
+from dualtrace.masks.spec import All, AnyOf, Array, Causal, Expression, MaskSpec, Minus, Not
 from dualtrace.problems import (
     DeadlineExceeded,
     Exhausted,
@@ -202,6 +204,17 @@ async def test_a_report_that_would_keep_too_much_is_refused(desk: Desk) -> None:
     assert caught.value.detail.field == "debug_token_limit"
 
 
+async def test_a_small_limit_of_the_coordinator_leaves_cases_and_plain_comparisons_alone(tmp_path: Path) -> None:
+    async with desk_of(tmp_path, twins(), debug_token_limit=100) as desk:
+        _, outcome = await desk.compare(plan())
+        case = Case("smoke", rolling(), SideSpec("backend:torch"), SideSpec("backend:jax"))
+        await desk.operations.create_case(ANYONE, case)
+        job = (await desk.finish(await desk.operations.start_job(ANYONE, "first", CaseRun("smoke"))))[-1].job
+    assert outcome.report.tokens is not None
+    assert outcome.report.tokens.not_kept_count == 300 - 100
+    assert job.state is JobState.DONE
+
+
 async def test_one_comparison_too_many_is_refused(tmp_path: Path) -> None:
     slow = {"torch": fake_side(step_ms=200), "jax": fake_side(step_ms=200)}
     async with desk_of(tmp_path, slow, max_comparisons=1) as desk:
@@ -218,6 +231,33 @@ async def test_a_case_may_only_name_what_a_coordinator_knows(desk: Desk) -> None
     case = Case("smoke", rolling(), SideSpec("backend:torch"), SideSpec("torch:DIR"))
     with pytest.raises(InvalidArgument):
         await desk.operations.create_case(ANYONE, case)
+
+
+ELSEWHERE = Array(artifact_digest="sha256:" + "0" * 64)
+APART = [
+    ELSEWHERE,
+    Not(ELSEWHERE),
+    All((Causal(), ELSEWHERE)),
+    AnyOf((Causal(), ELSEWHERE)),
+    Minus(Causal(), ELSEWHERE),
+]
+
+
+@pytest.mark.parametrize("base", APART, ids=lambda base: type(base).__name__)
+async def test_a_mask_whose_array_was_sent_elsewhere_is_refused_with_the_way_out(desk: Desk, base: Expression) -> None:
+    side = SideSpec("backend:jax", Variant(mask=MaskSpec(base)))
+    with pytest.raises(InvalidArgument, match=r"put one of up to 1048576 bytes into the mask") as caught:
+        await desk.compare(ComparePlan(rolling(), SideSpec("backend:torch"), side))
+    assert (caught.value.reason, caught.value.detail.field) == (Reason.MASK_TOO_LARGE, "right.mask")
+
+
+async def test_a_case_or_a_run_whose_mask_names_an_array_elsewhere_is_refused_at_once(desk: Desk) -> None:
+    side = SideSpec("backend:torch", Variant(mask=MaskSpec(ELSEWHERE)))
+    with pytest.raises(InvalidArgument) as of_case:
+        await desk.operations.create_case(ANYONE, Case("smoke", rolling(), side, SideSpec("backend:jax")))
+    with pytest.raises(InvalidArgument) as of_run:
+        await desk.operations.start_job(ANYONE, "first", RunPlan(rolling(), side))
+    assert (of_case.value.detail.field, of_run.value.detail.field) == ("left.mask", "side.mask")
 
 
 async def test_a_variant_that_a_stored_run_was_not_asked_under_is_refused(desk: Desk) -> None:
@@ -356,6 +396,22 @@ async def test_replicas_that_differ_fail_their_side(tmp_path: Path) -> None:
         await store.close()
     (failed,) = only(told, SideFailed)
     assert isinstance(failed.problem, FailedPrecondition)
+
+
+async def test_a_comparison_whose_bytes_cannot_be_dropped_is_over_all_the_same(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = []
+
+    async def fail(raw: RawBytes) -> None:
+        closed.append(raw)
+        raise OSError("planted")
+
+    monkeypatch.setattr(RawBytes, "close", fail)
+    _, outcome = await desk.compare(plan())
+    assert (outcome.report.verdict, len(closed)) == (Verdict.PASS, 2)
+    assert desk.metrics.registry.get_sample_value("dualtrace_running_comparisons") == 0
+    assert "planted" in caplog.text
 
 
 async def test_every_verdict_is_counted(desk: Desk) -> None:

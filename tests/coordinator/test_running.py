@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from coordinator.benchmarking import LEAST_WIDTH, MAX_FAKE_LOGITS, MAX_FAKE_VOCABULARY
 from coordinator.operations import Operations
+from coordinator.running import check_run
+from coordinator.settings import CoordinatorSettings
 from dualtrace.compare.gates import GateName, GatePolicy, GateVerdict
 from dualtrace.engine import int_array
 from dualtrace.library import BenchmarkPlan, ComparePlan, Fallback, Job, JobState, RunMode, RunPlan, RunRecord, SideSpec
 from dualtrace.problems import FailedPrecondition, InvalidArgument, NotFound, Reason
-from dualtrace.questions.asked import Input, LogprobQuestion, ScoreQuestion, TokenizeQuestion
+from dualtrace.questions.asked import Input, LogprobQuestion, RollingQuestion, ScoreQuestion, TokenizeQuestion
 from dualtrace.runs.run import AskedQuestion, ScoredItem, ScoreEntry
 from dualtrace.scorer import Scorer
 from dualtrace.v1 import scoring_pb2 as pb
@@ -233,6 +236,41 @@ async def test_a_benchmark_in_which_every_call_fails_is_kept_and_fails(tmp_path:
     assert (record.benchmark.failure_rate, record.benchmark.p50_ms, record.run.complete) == (1.0, None, False)
 
 
+async def test_a_benchmark_that_takes_too_long_keeps_what_was_timed_and_says_so(tmp_path: Path) -> None:
+    async with desk_of(tmp_path, {"torch": CountingScorer()}, max_job_seconds=0.5) as desk:
+        job = await done(desk, timed(repeats=1000, warm_up=0, concurrency=2))
+        figures = (await desk.store.get_run(job.run_id or "")).benchmark
+    assert job.problem is not None
+    assert (job.state, job.problem.reason) == (JobState.FAILED, Reason.DEADLINE.value)
+    assert figures is not None
+    assert f"{len(figures.latencies_ms)} of 1000" in job.problem.message
+    assert (0 < len(figures.latencies_ms) < 100, figures.failures) == (True, 0)
+
+
+async def test_a_benchmark_that_takes_too_long_counts_its_failures_by_the_calls_it_made(tmp_path: Path) -> None:
+    async with desk_of(tmp_path, {"torch": CountingScorer(failing=2)}, max_job_seconds=0.5) as desk:
+        job = await done(desk, timed(repeats=1000, warm_up=0))
+        figures = (await desk.store.get_run(job.run_id or "")).benchmark
+    assert figures is not None
+    assert figures.failure_rate == 2 / (2 + len(figures.latencies_ms))
+
+
+async def test_a_benchmark_that_takes_too_long_to_warm_up_keeps_nothing(tmp_path: Path) -> None:
+    async with desk_of(tmp_path, {"torch": CountingScorer()}, max_job_seconds=0.2) as desk:
+        job = await done(desk, timed(repeats=1, warm_up=1000))
+    assert job.problem is not None
+    assert (job.run_id, job.problem.reason) == (None, Reason.DEADLINE.value)
+
+
+async def test_a_timing_harness_that_never_waits_lets_others_have_their_turn(tmp_path: Path) -> None:
+    async with desk_of(tmp_path, {}, absent=("gone",), max_job_seconds=0.3) as desk:
+        plan = timed(SideSpec("backend:gone"), repeats=100_000, warm_up=0, fallback=Fallback.BENCH)
+        job = await done(desk, plan)
+        figures = (await desk.store.get_run(job.run_id or "")).benchmark
+    assert figures is not None
+    assert len(figures.latencies_ms) < 100_000  # they would take many seconds
+
+
 async def test_without_a_fallback_a_missing_backend_fails_a_benchmark(desk: Desk) -> None:
     assert (await done(desk, timed(SideSpec("backend:gone")))).state is JobState.FAILED
 
@@ -258,6 +296,42 @@ async def test_a_stand_in_answers_every_id_that_is_asked(desk: Desk, fallback: F
     record = await kept(desk, timed(question=question, fallback=fallback))
     assert record.run.complete
     assert not record.run.problems
+
+
+HUGE_ID = Input(ids=int_array([MAX_FAKE_VOCABULARY]))
+TOO_MUCH = RollingQuestion(
+    inputs=(Input(ids=int_array([MAX_FAKE_VOCABULARY - 1] * (1 + MAX_FAKE_LOGITS // MAX_FAKE_VOCABULARY))),)
+)
+
+
+@pytest.mark.parametrize("fallback", [Fallback.MOCK, Fallback.BENCH])
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        (RollingQuestion(inputs=(HUGE_ID,)), Reason.TOKEN_OUT_OF_RANGE),
+        (score(labels=(MAX_FAKE_VOCABULARY,)), Reason.TOKEN_OUT_OF_RANGE),
+        (TOO_MUCH, Reason.TOO_MANY),
+        (RollingQuestion(inputs=(Input(text="x" * (1 + MAX_FAKE_LOGITS // LEAST_WIDTH)),)), Reason.TOO_MANY),
+    ],
+)
+async def test_a_stand_in_is_refused_at_once_what_would_hold_the_coordinator_up(
+    desk: Desk, fallback: Fallback, question: AskedQuestion, reason: Reason
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await desk.operations.start_job(ANYONE, "run", timed(question=question, fallback=fallback))
+    assert caught.value.reason is reason
+
+
+async def test_a_real_backend_is_asked_what_a_stand_in_would_be_refused() -> None:
+    for fallback in (Fallback.NONE, Fallback.AUTO):
+        check_run(timed(question=TOO_MUCH, fallback=fallback), CoordinatorSettings())
+
+
+async def test_a_stand_in_that_is_asked_too_much_in_the_end_fails_its_job(desk: Desk) -> None:
+    gone = SideSpec("backend:gone")
+    job = await done(desk, timed(gone, question=TOO_MUCH, fallback=Fallback.AUTO))
+    assert job.problem is not None
+    assert job.problem.reason == Reason.TOO_MANY.value
 
 
 async def test_a_stand_in_is_shown_in_the_list_of_runs(desk: Desk) -> None:

@@ -12,9 +12,10 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import event
 
-from coordinator.store import Store, default_data_folder, new_run_id
+from coordinator.store import JobEnd, Store, default_data_folder, new_run_id
 from coordinator.store.ids import check_id
 from dualtrace.compare.report import Verdict, report_to_text
+from dualtrace.library import JobState
 from dualtrace.problems import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Reason, Unavailable
 from dualtrace.runs.kept import record_to_text
 from tests.support.stored import make_comparison, make_full_record, make_record, make_run
@@ -293,6 +294,34 @@ async def test_a_comparison_of_a_run_that_is_not_there_is_refused_whole(store: S
         await store.add_comparison(make_comparison("", MISSING))
     assert caught.value.detail.field == "right_run_id"
     assert (await store.list_comparisons()).entries == ()
+
+
+async def test_a_comparison_is_kept_with_its_runs_and_the_end_of_its_job(store: Store) -> None:
+    left, right = make_record(), make_record()
+    job, _ = await store.start_job("request-1", "work")
+    record = make_comparison(left.run_id, right.run_id)
+    await store.add_comparison(record, None, (left, right), JobEnd(job.job_id, JobState.DONE, "verdict ERROR"))
+    (event,) = await store.job_events(job.job_id)
+    assert (event.job.state, event.job.comparison_id, event.message) == (
+        JobState.DONE, record.comparison_id, "verdict ERROR"
+    )  # fmt: skip
+    assert await list_ids(store, 10) == [[right.run_id, left.run_id]]
+
+
+async def test_a_comparison_one_of_whose_runs_cannot_be_kept_leaves_nothing(store: Store) -> None:
+    left, right = make_record(), make_record()
+    await store.add_run(right)
+    with pytest.raises(AlreadyExists, match=right.run_id):
+        await store.add_comparison(make_comparison(left.run_id, right.run_id), None, (left, right))
+    assert await list_ids(store, 10) == [[right.run_id]]
+
+
+async def test_a_job_that_has_ended_takes_no_results_any_more(store: Store) -> None:
+    job, _ = await store.start_job("request-1", "work")
+    await store.add_job_event(job.job_id, JobState.CANCELLED)
+    with pytest.raises(FailedPrecondition, match="has ended"):
+        await store.add_run(make_record(), JobEnd(job.job_id, JobState.DONE, "done"))
+    assert (await store.list_runs()).entries == ()
 
 
 async def test_a_comparison_is_stored_once(store: Store) -> None:

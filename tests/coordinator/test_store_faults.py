@@ -198,6 +198,30 @@ async def test_a_damaged_page_is_told_when_it_is_read(tmp_path: Path) -> None:
         await run_of(tmp_path, run_id)
 
 
+async def test_where_the_database_stands_is_told_to_the_log_and_to_no_caller(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await Store.open(tmp_path)
+    await limit_pages(store._database, 0)
+    with pytest.raises(Exhausted) as caught:
+        await store.add_run(make_record(tokens=20_000))
+    await store.close()
+    assert str(tmp_path) not in caught.value.detail.message
+    assert "the data folder" in caught.value.detail.message
+    assert str(tmp_path) in caplog.text
+
+
+async def test_what_the_database_said_is_told_to_the_log_and_to_no_caller(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await Store.open(tmp_path)
+    with pytest.raises(Internal) as caught:
+        await store._database.read(lambda connection: connection.execute(text("SELECT hush FROM nowhere")))
+    await store.close()
+    assert "nowhere" not in caught.value.detail.message
+    assert "nowhere" in caplog.text
+
+
 async def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     change(tmp_path, "CREATE TABLE theirs (x)")
     before = (tmp_path / FILE).read_bytes()

@@ -172,6 +172,12 @@ def with_future(message: Message) -> Any:
     return type(message).FromString(message.SerializeToString() + FUTURE)
 
 
+def limited_to(seconds: float) -> pb.CompareRequest:
+    message = asked()
+    message.timeout_seconds = seconds
+    return message
+
+
 VARIED = wire.ask_to_pb(TEXT)
 VARIED.rolling.variants.add()
 REFUSED = {
@@ -203,6 +209,12 @@ REFUSED = {
     "a tolerance without end": (
         asked(tolerance=pb.Tolerance(abs_epsilon=float("inf"))), Reason.NOT_FINITE, "tolerance.abs_epsilon",
     ),
+    "a tolerance's name without end": (
+        asked(tolerance=pb.Tolerance(abs_epsilon=1, name="a" * 101)), Reason.OUT_OF_RANGE, "tolerance.name",
+    ),
+    "no time at all": (limited_to(0.0), Reason.OUT_OF_RANGE, "timeout_seconds"),
+    "endless time": (limited_to(float("inf")), Reason.OUT_OF_RANGE, "timeout_seconds"),
+    "time that is no number": (limited_to(float("nan")), Reason.OUT_OF_RANGE, "timeout_seconds"),
     "a profile that nobody entered": (asked(tolerance=pb.Tolerance(name="loose")), Reason.NOT_FOUND, "tolerance.name"),
     "a profile with bent numbers": (
         asked(tolerance=pb.Tolerance(name=PROFILES[0].tolerance.name, abs_epsilon=0.3)), Reason.CONFLICT, "tolerance",
@@ -233,14 +245,30 @@ def test_two_stored_runs_need_no_question() -> None:
     assert wire.compare_plan_from_pb(message).question is None
 
 
+def test_a_stored_run_on_the_right_can_say_the_question_too() -> None:
+    message = pb.CompareRequest(left=pb.Side(backend="torch"), right=pb.Side(run_id="run-2"))
+    assert wire.compare_plan_from_pb(message).question is None
+
+
+def test_a_token_limit_that_is_not_sent_is_left_to_the_coordinator() -> None:
+    message = pb.CompareRequest(left=pb.Side(run_id="run-1"), right=pb.Side(run_id="run-2"))
+    assert wire.compare_plan_from_pb(message).debug_token_limit is None
+
+
 def test_a_profile_is_asked_by_its_name_alone() -> None:
     profile = PROFILES[1].tolerance
     assert wire.tolerance_from_request(pb.Tolerance(name=profile.name), "tolerance") == profile
 
 
-def test_numbers_of_the_caller_get_no_source_but_the_caller() -> None:
-    message = pb.Tolerance(abs_epsilon=0.5, source="measured, honest")
-    assert wire.tolerance_from_request(message, "tolerance").source == "given by the caller"
+def test_numbers_of_the_caller_keep_the_name_and_source_that_the_caller_gives_them() -> None:
+    asked = pb.Tolerance(abs_epsilon=0.5, name="ours", source="measured by us")
+    told = wire.tolerance_from_request(asked, "tolerance")
+    assert (told.name, told.abs_epsilon, told.source) == ("ours", 0.5, "measured by us")
+
+
+def test_numbers_without_a_name_are_the_requests() -> None:
+    told = wire.tolerance_from_request(pb.Tolerance(abs_epsilon=0.5), "tolerance")
+    assert (told.name, told.source) == ("request", "given by the caller")
 
 
 def test_a_tolerance_told_by_a_server_is_taken_as_told() -> None:
@@ -346,8 +374,17 @@ def test_a_job_is_refused_at_the_field_to_blame(name: str) -> None:
     assert refused(jobs.start_from_pb, message) == (reason, field)
 
 
-def test_a_job_with_a_time_limit_of_its_caller_is_not_sent() -> None:
-    assert refused(jobs.start_to_pb, "a", replace(PLAN, timeout_seconds=1.0))[0] is Reason.CONFLICT
+def test_the_time_that_a_side_may_take_crosses_the_wire() -> None:
+    limited = replace(PLAN, timeout_seconds=1.5)
+    assert wire.compare_plan_from_pb(over_the_wire(wire.compare_plan_to_pb(limited))).timeout_seconds == 1.5
+
+
+def test_the_time_that_a_call_of_a_run_may_take_crosses_the_wire() -> None:
+    _, work = jobs.start_from_pb(
+        over_the_wire(jobs.start_to_pb("a", RunPlan(TEXT, SideSpec("backend:a"), timeout_seconds=1.5)))
+    )
+    assert isinstance(work, RunPlan)
+    assert work.timeout_seconds == 1.5
 
 
 def test_a_negative_sequence_is_refused() -> None:
