@@ -120,6 +120,8 @@ class Comparator:
         """A side that has neither ended nor failed by now is held to have broken off."""
         facts = {SideName.LEFT: left, SideName.RIGHT: right}
         for side, known in facts.items():
+            if self._sides[side].provenance is None and known.run is not None:
+                self._sides[side].provenance = known.run.provenance  # it had answered before it failed
             if known.problem is not None:  # first of both: what a side told may wait for the other's header
                 self.fail(side, known.problem)
         for side in facts:

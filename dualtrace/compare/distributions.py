@@ -82,6 +82,7 @@ def share(left: Known, right: Known) -> Shared:
 
 
 def mass_of(tail: Tail) -> Mass:
+    """Of a tail that was checked: `dualtrace.questions.soundness` refuses those that no mass can be."""
     if tail.state == "MEASURED":
         assert tail.logprob is not None, "a measured tail has its logprob"
         return Mass(tail.logprob, tail.logprob)

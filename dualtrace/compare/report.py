@@ -177,7 +177,8 @@ def read_report(text: str) -> CompareReport:
     shell = {key: value for key, value in document.items() if key not in head}
     body = from_json(_Body, shell, newer=newer)
     assert isinstance(version, str)
-    report = CompareReport(question=question, schema_version=version, **{n: getattr(body, n) for n in _BODY})
+    own = SCHEMA_VERSION if newer else version  # what is new was left, so it is written again as ours
+    report = CompareReport(question=question, schema_version=own, **{n: getattr(body, n) for n in _BODY})
     check_items(report.items)
     check_summary(report.tokens, report.items)
     check_distributions(report.distributions)

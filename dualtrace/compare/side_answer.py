@@ -13,7 +13,7 @@ import numpy as np
 from dualtrace.compare.align import broken
 from dualtrace.compare.columns import Column
 from dualtrace.model_card import ModelProvenance
-from dualtrace.problems import BadNumbers, Problem, Reason
+from dualtrace.problems import Problem
 from dualtrace.questions.answers import (
     AnswerHeader,
     AnswerSummary,
@@ -29,6 +29,7 @@ from dualtrace.questions.answers import (
     StreamEvent,
     Usage,
 )
+from dualtrace.questions.soundness import find_bad_numbers
 
 Whole = NextTokenAnswer | ScoreAnswer
 
@@ -113,11 +114,6 @@ def _problem_of(found: NextTokens | ScoreResult | Problem) -> Problem | None:
     if isinstance(found, ScoreResult):
         if found.problem is not None:
             return found.problem
-        numbers = [*found.scores, *found.label_logprobs]
-    else:
-        if len(found.top_ids) != len(found.top_logprobs):
-            return broken(f"{len(found.top_ids)} token ids came with {len(found.top_logprobs)} logprobs")
-        numbers = [*found.top_logprobs.tolist(), *found.extra_logprobs.tolist()]
-    if not np.isfinite(numbers).all():
-        return BadNumbers(Reason.NON_FINITE_LOGITS, "the answer holds a logprob or score that is no finite number")
-    return None
+    elif len(found.top_ids) != len(found.top_logprobs):
+        return broken(f"{len(found.top_ids)} token ids came with {len(found.top_logprobs)} logprobs")
+    return find_bad_numbers(found)

@@ -20,12 +20,14 @@ from dualtrace.compare.tolerance import Tolerance, choose_tolerance
 from dualtrace.comparing.lanes import Lane, LiveSide, Said, listen, prepare
 from dualtrace.comparing.union_reading import (
     Second,
-    flatten,
+    Union,
+    check_next_tokens,
     group_prompts,
     keep_union,
     likely_ids,
     merge,
     name_ids,
+    refuse_bad_numbers,
     second_question,
     unite,
 )
@@ -144,17 +146,36 @@ class Comparison:
         firsts: dict[SideName, NextTokenAnswer] = {}
         async with aclosing(listen([(lane, lane.question) for lane in lanes])) as heard:
             async for lane, said in heard:
-                if isinstance(said, NextTokenAnswer) and lane.problem is None:
-                    firsts[lane.name] = said
-                    if lane.stored is None:
-                        lane.keep(said)
-                elif isinstance(said, Problem):
-                    for event in self._fail(lane, said):
-                        yield event
+                for event in self._take_next(lane, _next(lane), said, firsts):
+                    yield event
         answered = [lane for lane in lanes if lane.name in firsts and lane.problem is None]
         async with aclosing(self._read_again(answered, firsts)) as told:
             async for event in told:
                 yield event
+
+    def _take_next(
+        self, lane: Lane, question: NextTokenQuestion, said: Said, taken: dict[SideName, NextTokenAnswer]
+    ) -> tuple[CompareEvent, ...]:
+        """Take a side's answer to a first or second reading, as far as it can be one."""
+        if said is None or lane.problem is not None:
+            return ()
+        try:
+            if isinstance(said, Problem):
+                raise said
+            if not isinstance(said, NextTokenAnswer) or lane.name in taken:
+                what = f"{type(said).__name__} is no part of an answer, or came after its end"
+                raise Internal(Reason.INCOMPLETE_STREAM, f"the answer is broken: {what}")
+            problem = check_next_tokens(said, question)
+            if problem is not None:
+                raise problem
+            if question is lane.question and lane.stored is None:
+                lane.keep(said)
+            taken[lane.name] = refuse_bad_numbers(said)
+        except Problem as problem:
+            return self._fail(lane, problem)
+        except Exception as error:  # noqa: BLE001 - as in _take
+            return self._fail(lane, tell_bug(error, lane.label))
+        return ()
 
     async def _read_again(
         self, lanes: list[Lane], firsts: dict[SideName, NextTokenAnswer]
@@ -167,29 +188,32 @@ class Comparison:
                 lane.name: second_question(_next(lane), group, _vocab_size(firsts[lane.name]))
                 for lane in lanes if lane.stored is None and lane.problem is None
             }  # fmt: skip
+            taken: dict[SideName, NextTokenAnswer] = {}
             pairs = [(self._lanes[name], question) for name, question in asked.items() if question.extra_token_ids]
             async with aclosing(listen(pairs)) as heard:
                 async for lane, said in heard:
-                    if isinstance(said, Problem):
-                        for event in self._fail(lane, said):
-                            yield event
-                    elif isinstance(said, NextTokenAnswer):
-                        seconds[lane.name].append((group, asked[lane.name], said))
+                    for event in self._take_next(lane, asked[lane.name], said, taken):
+                        yield event
+            for name, answer in taken.items():
+                seconds[name].append((group, asked[name], answer))
         for lane in lanes:
             if lane.problem is None:
-                others = [name_ids(firsts[one.name]) for one in lanes if one is not lane]
-                pieces = {**(others[0] if others else {}), **name_ids(firsts[lane.name])}
-                first, again = firsts[lane.name], seconds[lane.name]
-                whole = merge(first, again, pieces) if again else flatten(first, _next(lane), pieces)
-                for event in self._show(lane, keep_union(whole, union)):
+                pieces = {name: piece for one in lanes for name, piece in name_ids(firsts[one.name]).items()}
+                own = {**pieces, **name_ids(firsts[lane.name])}
+                for event in self._show(lane, firsts[lane.name], seconds[lane.name], own, union):
                     yield event
 
-    def _show(self, lane: Lane, answer: NextTokenAnswer) -> tuple[CompareEvent, ...]:
+    def _show(
+        self, lane: Lane, first: NextTokenAnswer, again: list[Second], pieces: dict[int, bytes], union: Union
+    ) -> tuple[CompareEvent, ...]:
         try:
+            answer = keep_union(merge(first, _next(lane), again, pieces), union)
             self._comparator.reread(lane.name, replace(_next(lane), extra_token_ids=()))  # all ids are in one list
             return self._comparator.push(lane.name, answer)
         except Problem as problem:
             return self._fail(lane, problem)
+        except Exception as error:  # noqa: BLE001 - as in _take
+            return self._fail(lane, tell_bug(error, lane.label))
 
     def _report(self, left: Lane, right: Lane) -> CompareReport:
         return self._comparator.report(

@@ -16,9 +16,9 @@ from typing import TypeVar
 from dualtrace.card import Card
 from dualtrace.compare.sides import SideName
 from dualtrace.comparing.tokenized_question import inputs_of, needs_tokenizer, take_ids_of_run, tokenize_question
-from dualtrace.fanout import GRACE_SECONDS, Asked, SideEnded, fan_out, name_deadline, tell_bug
+from dualtrace.fanout import GRACE_SECONDS, Asked, SideEnded, fan_out, is_cancelled, name_deadline, tell_bug
 from dualtrace.model_card import ModelProvenance
-from dualtrace.problems import DeadlineExceeded, FailedPrecondition, Problem, Reason
+from dualtrace.problems import Cancelled, DeadlineExceeded, FailedPrecondition, Problem, Reason
 from dualtrace.questions.answers import (
     AnswerEvent,
     AnswerHeader,
@@ -40,6 +40,9 @@ from dualtrace.scorer import Scorer
 T = TypeVar("T")
 
 PLAIN = Variant()
+MOMENT_SECONDS = 0.05
+"""Deadlines so near to each other are one: each side counts its seconds from when it was made."""
+
 _VARIANT = re.compile(r"variants\[([0-9]+)\]")
 
 
@@ -130,11 +133,16 @@ async def within(lane: Lane, work: Awaitable[T]) -> T:
             return await work
     except Problem as problem:
         raise name_deadline(problem, lane.label) from None
-    except TimeoutError:
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+        raise Cancelled(Reason.CANCELLED, f"{lane.label} ended the call of its own accord") from None
+    except Exception as error:
+        is_late = lane.deadline is not None and time.monotonic() >= lane.deadline
+        if not isinstance(error, TimeoutError) or not is_late:
+            raise tell_bug(error, lane.label) from error
         message = f"{lane.label} did not answer within {lane.side.timeout_seconds:g} s; allow more time"
         raise DeadlineExceeded(Reason.DEADLINE, message) from None
-    except Exception as error:
-        raise tell_bug(error, lane.label) from error
 
 
 async def _give_ids(lane: Lane, other: Lane) -> None:
@@ -155,20 +163,26 @@ async def _give_ids(lane: Lane, other: Lane) -> None:
 
 def _settle_windows(lanes: Sequence[Lane]) -> None:
     """A long text is read in the same windows on both sides, whatever the models could hold."""
-    if any(not isinstance(lane.question, RollingQuestion) or lane.question.max_tokens is not None for lane in lanes):
-        return
     stored = next((lane.stored for lane in lanes if lane.stored is not None and lane.stored.window_tokens), None)
-    live = [lane for lane in lanes if lane.stored is None and lane.card is not None]
+    live = [lane for lane in lanes if _leaves_windows_open(lane)]
     positions = {lane.name: lane.card.limits.max_positions for lane in live if lane.card is not None}
-    if stored is None:
-        width = min(positions.values(), default=0)
-    elif _longest(stored.run) <= min(positions.values(), default=0):
+    least, asked = min(positions.values(), default=0), None if stored is None else stored.question
+    if stored is None or not isinstance(asked, RollingQuestion):
+        width, stride = least, None
+    elif asked.max_tokens is None and _longest(stored.run) <= least:
         return  # one window on either side
     else:
-        width = stored.window_tokens or 0
+        width, stride = stored.window_tokens or 0, asked.stride
     for lane in live:
-        if positions[lane.name] != width and isinstance(lane.question, RollingQuestion):
-            lane.question = replace(lane.question, max_tokens=width)
+        assert isinstance(lane.question, RollingQuestion)
+        own = lane.question.stride or stride
+        if positions[lane.name] != width or own != lane.question.stride:
+            lane.question = replace(lane.question, max_tokens=width, stride=own)
+
+
+def _leaves_windows_open(lane: Lane) -> bool:
+    is_open = isinstance(lane.question, RollingQuestion) and lane.question.max_tokens is None
+    return is_open and lane.stored is None and lane.card is not None
 
 
 def _longest(run: Run) -> int:
@@ -194,17 +208,19 @@ def _refuse_another(question: ForwardQuestion, lane: Lane) -> Problem | None:
 def find_difference(left: ForwardQuestion, right: ForwardQuestion) -> str | None:
     """The first field in which two questions differ so that their numbers cannot be compared; None when there is none.
 
-    Which tokens were read is left to the ids in the answers where one side was asked in text and the other in ids.
+    Which tokens were read is left to the ids in the answers where one side was asked in text and the other in ids, and
+    in which windows to the answers' headers where one side was asked for none.
     """
     if left.kind is not right.kind:
         return "its kind"
     ignored = {"variants", "top_k", "extra_token_ids", "deterministic"}
     forms = {(given.text is None) for question in (left, right) for given in inputs_of(question)}
     if len(forms) > 1:
-        ignored |= {"inputs", "items", "prompts", "input", "query", "prefix", "boundary", "item_first", "max_tokens"}
+        ignored |= {"inputs", "items", "prompts", "input", "query", "prefix", "boundary", "item_first"}
         if len(inputs_of(left)) != len(inputs_of(right)):
             return "the number of inputs"
     ours, theirs = to_json(left), to_json(right)
+    ignored |= {name for name in ("max_tokens", "stride") if None in (ours.get(name), theirs.get(name))}
     return next((name for name in ours if name not in ignored and ours[name] != theirs[name]), None)
 
 
@@ -229,8 +245,15 @@ async def listen(asked: Asking) -> AsyncGenerator[tuple[Lane, Said], None]:
 def _is_one_scorer(asked: Asking) -> bool:
     if len(asked) != 2 or asked[0][0].side.scorer is not asked[1][0].side.scorer or asked[0][0].stored is not None:
         return False
+    if not _have_one_deadline([lane for lane, _ in asked]):
+        return False  # asked together, one side would end with the other's
     left, right = (replace(question, variants=(PLAIN,)) for _, question in asked)
     return bool(to_json(left) == to_json(right))
+
+
+def _have_one_deadline(lanes: Sequence[Lane]) -> bool:
+    deadlines = [lane.deadline for lane in lanes if lane.deadline is not None]
+    return not deadlines or (len(deadlines) == len(lanes) and max(deadlines) - min(deadlines) < MOMENT_SECONDS)
 
 
 async def _listen_to_each(asked: Asking) -> AsyncGenerator[tuple[Lane, Said], None]:

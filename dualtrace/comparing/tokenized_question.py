@@ -161,7 +161,9 @@ def take_ids_of_run(question: ForwardQuestion, run: Run, variant: int) -> Forwar
     if not isinstance(question, LogprobQuestion | RollingQuestion | MaskedForwardQuestion):
         raise _not_held(f"a run of {question.kind.value} does not hold the ids of its prompts")
     ids = [_all_ids(entry) for entry in items]
-    prefixes = {entry.prefix_token_id for entry in items}
+    prefixes = {entry.prefix_token_id for entry, one in zip(items, ids, strict=True) if one.size}
+    if not prefixes:
+        raise _not_held("no item of the run holds any")
     if len(prefixes) != 1:
         raise _not_held(f"the run's items have different prefix tokens, {sorted(map(str, prefixes))}")
     token_id = prefixes.pop()
@@ -180,10 +182,13 @@ def take_ids_of_run(question: ForwardQuestion, run: Run, variant: int) -> Forwar
 
 
 def _all_ids(entry: ScoredItem) -> IntArray:
+    """None of an item that failed before its tokens were told: it has failed the comparison by itself already."""
     known = [token_id for token_id in entry.token_ids if token_id is not None]
-    if len(known) < len(entry.token_ids) or entry.problem is not None:
-        raise _not_held(f"item {entry.item} of the run does not hold the ids of all its tokens")
-    return np.asarray(known, np.int32)
+    if len(known) == len(entry.token_ids):
+        return np.asarray(known, np.int32)
+    if entry.problem is not None:
+        return int_array([])
+    raise _not_held(f"item {entry.item} of the run does not hold the ids of all its tokens")
 
 
 def _not_held(what: str) -> FailedPrecondition:

@@ -14,6 +14,7 @@ from dualtrace.engine import int_array
 from dualtrace.problems import Internal, Problem, Reason
 from dualtrace.questions.answers import NextTokenAnswer, NextTokenResult, NextTokens, Tail, Usage
 from dualtrace.questions.asked import NextTokenQuestion
+from dualtrace.questions.soundness import find_bad_numbers
 from dualtrace.questions.tails import UNDERFLOW_LOGPROB
 
 GROUP_ENTRIES = 32_768
@@ -38,7 +39,11 @@ def likely_ids(answer: NextTokenAnswer, question: NextTokenQuestion) -> dict[int
     return found
 
 
-def unite(sides: Sequence[Mapping[int, Mapping[int, float]]]) -> dict[int, tuple[int, ...]]:
+Union = Mapping[int, tuple[int, ...]]
+"""Item -> the ids that any side named."""
+
+
+def unite(sides: Sequence[Mapping[int, Mapping[int, float]]]) -> Union:
     """Item -> the ids that any side named, for items that no side failed at."""
     if not sides:
         return {}
@@ -46,7 +51,7 @@ def unite(sides: Sequence[Mapping[int, Mapping[int, float]]]) -> dict[int, tuple
     return {item: tuple(sorted(set().union(*(side[item] for side in sides)))) for item in sorted(shared)}
 
 
-def group_prompts(union: Mapping[int, tuple[int, ...]], prompts: int, entries: int = GROUP_ENTRIES) -> Iterator[Group]:
+def group_prompts(union: Union, prompts: int, entries: int = GROUP_ENTRIES) -> Iterator[Group]:
     """Consecutive prompts whose second question stays small enough; each prompt stands in exactly one group."""
     start, ids = 0, set[int]()
     for prompt in range(prompts):
@@ -65,46 +70,66 @@ def second_question(question: NextTokenQuestion, group: Group, vocab_size: int) 
     return replace(question, prompts=question.prompts[group.start : group.stop], top_k=0, extra_token_ids=ids)
 
 
+def check_next_tokens(answer: NextTokenAnswer, question: NextTokenQuestion) -> Problem | None:
+    """Why an answer cannot be one to the question, whatever its numbers are; None when it can."""
+    items = sorted(result.item for result in answer.results)
+    if items != list(range(len(question.prompts))):
+        return _broken(f"it holds results for {len(items)} prompts; one for each of {len(question.prompts)} is needed")
+    for result in answer.results:
+        found = result.outcome
+        if isinstance(found, Problem):
+            continue
+        ids, logprobs, extra = len(found.top_ids), len(found.top_logprobs), len(found.extra_logprobs)
+        if ids != logprobs or len(set(found.top_ids.tolist())) != ids:
+            return _broken(f"{ids} token ids came with {logprobs} logprobs for prompt {result.item}, each id once")
+        if extra != len(question.extra_token_ids):
+            return _broken(f"{extra} extra logprobs came for {len(question.extra_token_ids)} ids")
+    return None
+
+
+def _broken(what: str) -> Problem:
+    return Internal(Reason.INCOMPLETE_STREAM, f"the answer is broken: {what}")
+
+
+def refuse_bad_numbers(answer: NextTokenAnswer) -> NextTokenAnswer:
+    """A prompt with a number that is none becomes a problem, before its numbers are merged with others."""
+    results = []
+    for result in answer.results:
+        bad = None if isinstance(result.outcome, Problem) else find_bad_numbers(result.outcome)
+        results.append(result if bad is None else replace(result, outcome=bad.at(item=result.item)))
+    return replace(answer, results=tuple(results))
+
+
 Second = tuple[Group, NextTokenQuestion, NextTokenAnswer]
 
 
-def merge(first: NextTokenAnswer, seconds: Sequence[Second], pieces: Mapping[int, bytes]) -> NextTokenAnswer:
-    """One answer with the numbers of the second reading; ids become its list, best first, and there are no extras."""
+def merge(
+    first: NextTokenAnswer, question: NextTokenQuestion, seconds: Sequence[Second], pieces: Mapping[int, bytes]
+) -> NextTokenAnswer:
+    """One answer with the numbers of the second reading; ids become its list, best first, and there are no extras.
+
+    A prompt that was not asked again, because no side named an id for it, keeps what it told to `question`.
+    """
     outcomes: dict[int, NextTokens | Problem] = {}
     ids_of: dict[int, tuple[int, ...]] = {}
-    for group, question, answer in seconds:
+    for group, again, answer in seconds:
         for result in answer.results:
             outcomes[group.start + result.item] = result.outcome
-            ids_of[group.start + result.item] = question.extra_token_ids
-    asked = {prompt for group, _, _ in seconds for prompt in range(group.start, group.stop)}
+            ids_of[group.start + result.item] = again.extra_token_ids
     results = []
     for result in first.results:
-        if isinstance(result.outcome, NextTokens) and result.item in asked:
-            outcome = outcomes.get(result.item)
-            if isinstance(outcome, NextTokens):
-                outcome = list_ids(outcome, ids_of[result.item], None, pieces)
-            elif outcome is None:
-                message = f"prompt {result.item} was answered at first and not when it was read again"
-                outcome = Internal(Reason.INCOMPLETE_STREAM, message, item=result.item)
-            result = replace(result, outcome=outcome)
-        results.append(result)
+        outcome = result.outcome
+        if isinstance(outcome, NextTokens):
+            outcome = outcomes.get(result.item, outcome)
+        if isinstance(outcome, NextTokens):
+            outcome = list_ids(outcome, ids_of.get(result.item, question.extra_token_ids), None, pieces)
+        results.append(replace(result, outcome=outcome))
     computed = sum(answer.usage.computed_tokens for _, _, answer in seconds)
     usage = Usage(first.usage.prompt_tokens, first.usage.computed_tokens + computed)
     return replace(first, results=tuple(results), usage=usage)
 
 
-def flatten(answer: NextTokenAnswer, question: NextTokenQuestion, pieces: Mapping[int, bytes]) -> NextTokenAnswer:
-    """An answer that is read once (a stored one): its extra ids join its list."""
-    results = (
-        result
-        if isinstance(result.outcome, Problem)
-        else replace(result, outcome=list_ids(result.outcome, question.extra_token_ids, None, pieces))
-        for result in answer.results
-    )
-    return replace(answer, results=tuple(results))
-
-
-def keep_union(answer: NextTokenAnswer, union: Mapping[int, tuple[int, ...]]) -> NextTokenAnswer:
+def keep_union(answer: NextTokenAnswer, union: Union) -> NextTokenAnswer:
     """Ids that were asked for other prompts of the group go into the tail: each prompt is judged by its own."""
     results = []
     for result in answer.results:

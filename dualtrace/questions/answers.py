@@ -6,7 +6,7 @@ AnswerSummary once. A unary answer is one event of its own kind. Absent is None,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dualtrace.arrays import FloatArray, IntArray
 from dualtrace.model_card import ModelProvenance
@@ -34,7 +34,7 @@ class Execution:
     step_tokens: int = 0
     deterministic: bool = False
     buckets: tuple[str, ...] = ()
-    padded_tokens: int = 0
+    padded_tokens: int = field(default=0, metadata={"later": True})  # documents of 1.0 were written without it
     server_version: str = ""
 
 

@@ -133,10 +133,15 @@ def check_chars(inputs: Sequence[Input], limits: Limits) -> None:
         raise InvalidArgument(Reason.TOO_MANY, message, allowed=f"0-{most}")
 
 
-def check_tokens(count: int, limits: Limits) -> None:
+def check_tokens(count: int, limits: Limits, variants: int = 1) -> None:
+    """`count`: of all items under all variants, or of those planned so far."""
     if count > limits.max_request_tokens:
         most = limits.max_request_tokens
-        message = f"{count} tokens in one request, items and variants together; at most {most}; split it"
+        told, way = f"{count} tokens", "split it"
+        if variants > 1:
+            told += f" ({count // variants} under each of {variants} variants: a text counts once for each)"
+            way += ", or ask its variants apart"
+        message = f"{told} in one request; at most {most}; {way}"
         raise InvalidArgument(Reason.TOO_MANY, message, allowed=f"0-{most}")
 
 

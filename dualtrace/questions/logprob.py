@@ -53,7 +53,7 @@ def plan_logprob(question: LogprobQuestion, context: Context) -> TokenPlan:
             items.append(placed(problem, index))
             continue
         total += int(composed.tokens.ids.size) * len(question.variants)
-        check_tokens(total, context.limits)
+        check_tokens(total, context.limits, len(question.variants))
         planned = _planned(composed)
         items.append(planned)
         found = rows_of_item(_whole(planned, index, question), question.variants, context)

@@ -53,7 +53,7 @@ def plan_masked_forward(question: MaskedForwardQuestion, context: Context) -> To
     except Problem as problem:
         return replace(empty, items=(placed(problem, 0),))
     tokens = planned.header.token_count * variants
-    check_tokens(tokens, context.limits)
+    check_tokens(tokens, context.limits, variants)
     # A plain variant is run as an unmasked one, so that it shares its rows with the masked ones.
     asked = tuple(replace(v, mask=UNMASKED.mask) if v.mask is None and context.masks else v for v in question.variants)
     found = rows_of_item(item, asked, context)

@@ -109,7 +109,7 @@ def _compose_all(question: NextTokenQuestion, context: Context) -> tuple[list[_P
             continue
         prompts.append(prompt)
         total += int(prompt.sequence.ids.size) * len(question.variants)
-        check_tokens(total, context.limits)
+        check_tokens(total, context.limits, len(question.variants))
     return prompts, problems, total
 
 

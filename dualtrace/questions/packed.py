@@ -65,7 +65,7 @@ def plan_packed(question: ScoreQuestion, labels: Sequence[IntArray], context: Co
     context.check_ids(sequence.ids, "items")
     positions = packing.positions(delimiters, length, question.packing)
     _check_size(length, positions, context)
-    check_tokens(length * len(question.variants), context.limits)
+    check_tokens(length * len(question.variants), context.limits, len(question.variants))
     reads = packing.read_rows(delimiters, length, question.packing)
     spec = packing.mask(delimiters, length, question.packing)
     extra = np.unique(np.concatenate(labels)).astype(np.int32)

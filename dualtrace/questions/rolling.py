@@ -51,7 +51,7 @@ def plan_rolling(question: RollingQuestion, context: Context) -> TokenPlan:
             continue
         items.append(planned)
         total += planned.header.token_count * len(question.variants)
-        check_tokens(total, limits)
+        check_tokens(total, limits, len(question.variants))
         assert planned.header.windows is not None
         width = min(grid.max_tokens, planned.header.token_count)
         work += planned.header.windows.count * (width + ROW_COST) * len(question.variants)

@@ -68,7 +68,7 @@ def _plan_items(
             continue
         prompts.append(prompt)
         total += int(prompt.ids.size) * len(question.variants)
-        check_tokens(total, context.limits)
+        check_tokens(total, context.limits, len(question.variants))
     rows: list[Row] = []
     seen: list[Sight] = []
     places: list[ScorePlace] = []

@@ -1,16 +1,21 @@
 """Makes a Run out of the events of an answer, while they arrive. Whatever has come can be taken at any time.
 
 Pure: it takes and returns values. It must not know who asks, files or the wire. What it is told may come from another
-machine, so it checks that indices follow one another and sets aside no room for tokens that were only announced.
+machine, so it checks that indices follow one another and sets aside no room for tokens that were only announced. A
+number that is none is never kept: it is absent, and a problem of its item.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import numpy as np
+
+from dualtrace.arrays import FloatArray, IntArray
 from dualtrace.model_card import ModelProvenance
-from dualtrace.problems import Internal, Problem, Reason
+from dualtrace.problems import BadNumbers, Internal, Problem, Reason
 from dualtrace.questions.answers import (
     AnswerEvent,
     AnswerHeader,
@@ -21,6 +26,7 @@ from dualtrace.questions.answers import (
     ItemProblem,
     NextTokenAnswer,
     NextTokenResult,
+    NextTokens,
     ScoreAnswer,
     ScoreResult,
     TokenChunk,
@@ -28,6 +34,7 @@ from dualtrace.questions.answers import (
     Usage,
 )
 from dualtrace.questions.asked import NextTokenQuestion, ScoreQuestion, StreamQuestion
+from dualtrace.questions.soundness import find_bad_numbers
 from dualtrace.runs.run import (
     AskedQuestion,
     Entry,
@@ -61,6 +68,7 @@ class _Track:
     candidates: dict[int, dict[int, float]] = field(default_factory=dict)
     done: ItemDone | None = None
     problem: Problem | None = None
+    bad_number: str = ""  # the first number that is none
 
     def add_tokens(self, tokens: Tokens) -> None:
         blank: list[None] = [None] * len(tokens)
@@ -68,6 +76,47 @@ class _Track:
         self.pieces += tokens.pieces or blank
         self.starts += blank if tokens.starts is None else tokens.starts.tolist()
         self.ends += blank if tokens.ends is None else tokens.ends.tolist()
+
+    def add_chunk(self, chunk: TokenChunk) -> None:
+        """The numbers of tokens that follow; every column there is has their length."""
+        first, count = chunk.first_index, len(chunk.tokens)
+        self.add_tokens(chunk.tokens)
+        self.logprobs += self._keep_finite(chunk.logprobs, "logprob", first, count)
+        self.ranks += _keep_told(chunk.ranks, 1, count)
+        self.ties += _keep_told(chunk.ties, 0, count)
+        self.kl_base_masked += self._keep_finite(chunk.kl_base_masked, "KL(base || masked)", first, count)
+        self.kl_masked_base += self._keep_finite(chunk.kl_masked_base, "KL(masked || base)", first, count)
+        if chunk.top_ids is not None and chunk.top_logprobs is not None:
+            pairs = zip(chunk.top_ids.tolist(), chunk.top_logprobs, strict=True)
+            for place, (ids, logprobs) in enumerate(pairs, first):
+                kept = zip(ids, self._keep_finite(logprobs, "candidate", place, len(ids), step=0), strict=True)
+                self.candidates[place] = {one: value for one, value in kept if value is not None}
+
+    def _keep_finite(
+        self, column: FloatArray | None, what: str, first: int, count: int, step: int = 1
+    ) -> list[float | None]:
+        """The column, with None for what is no number; the first such number is remembered. `step`: tokens a value."""
+        if column is None:
+            return [None] * count
+        values: list[float | None] = column.tolist()
+        finite = np.isfinite(column)
+        if not finite.all():
+            wrong = int(np.argmin(finite))
+            self.bad_number = self.bad_number or f"the {what} of token {first + step * wrong} is {values[wrong]}"
+            values = [value if good else None for value, good in zip(values, finite.tolist(), strict=True)]
+        return values
+
+    def end(self) -> tuple[ItemDone | None, Problem | None]:
+        """How the item ended: with its totals, or why it has none. A number that is none is an error, never a score."""
+        done, bad = self.done, self.bad_number
+        if done is not None and not bad:
+            totals = {name: getattr(done, name) for name in ("total_logprob", "mean_logprob", "perplexity")}
+            told = (f"{name} is {one}" for name, one in totals.items() if one is not None and not math.isfinite(one))
+            bad = next(told, "")
+        if not bad or self.problem is not None:
+            return (None if bad else done), self.problem
+        message = f"{bad}, which is no number that can be kept: the answer is lost, ask again"
+        return None, BadNumbers(Reason.NON_FINITE_LOGITS, message)
 
     def level(self) -> None:
         """Give unscored tokens their absent numbers, so that the lists are equally long."""
@@ -175,23 +224,15 @@ class RunCollector:
                 f"tokens {chunk.first_index} to {chunk.first_index + count - 1} of item {chunk.item} do not follow"
             )
             raise Internal(Reason.INCOMPLETE_STREAM, message)
+        _check_columns(chunk)
         track.leave_gap(gap)
-        track.add_tokens(chunk.tokens)
-        track.logprobs += chunk.logprobs.tolist()
-        track.ranks += chunk.ranks.tolist()
-        track.ties += chunk.ties.tolist()
-        blank: list[None] = [None] * count
-        track.kl_base_masked += blank if chunk.kl_base_masked is None else chunk.kl_base_masked.tolist()
-        track.kl_masked_base += blank if chunk.kl_masked_base is None else chunk.kl_masked_base.tolist()
+        track.add_chunk(chunk)
         self.scored_tokens += count
-        if chunk.top_ids is not None and chunk.top_logprobs is not None:
-            pairs = zip(chunk.top_ids.tolist(), chunk.top_logprobs.tolist(), strict=True)
-            for offset, (ids, logprobs) in enumerate(pairs):
-                track.candidates[chunk.first_index + offset] = dict(zip(ids, logprobs, strict=True))
 
     def _scored_item(self, item: int, variant: int, track: _Track) -> ScoredItem:
         assert self._header is not None
-        header, done = track.header, track.done
+        header, whole = track.header, track.done
+        done, problem = track.end()
         ranks = [rank for rank in track.ranks if rank is not None]
         return ScoredItem(
             item=item,
@@ -218,10 +259,10 @@ class RunCollector:
             is_greedy=None if done is None else done.is_greedy,
             mrr=sum(1 / rank for rank in ranks) / len(ranks) if ranks and done is not None else None,
             rank1_share=ranks.count(1) / len(ranks) if ranks and done is not None else None,
-            applied=None if done is None else done.applied,
-            document_starts=() if done is None else done.document_starts,
-            delta_modules=() if done is None else done.delta_modules,
-            problem=None if track.problem is None else store_problem(track.problem),
+            applied=None if whole is None else whole.applied,
+            document_starts=() if whole is None else whole.document_starts,
+            delta_modules=() if whole is None else whole.delta_modules,
+            problem=None if problem is None else store_problem(problem),
         )
 
     def _take_whole(self, answer: NextTokenAnswer | ScoreAnswer | TokenizeAnswer) -> None:
@@ -240,14 +281,30 @@ class RunCollector:
         self._complete = True
 
 
+def _check_columns(chunk: TokenChunk) -> None:
+    """A scorer without ranks sends none; every other column counts the tokens."""
+    count = len(chunk.tokens)
+    columns = {name: getattr(chunk, name) for name in ("logprobs", "kl_base_masked", "kl_masked_base")}
+    columns |= {name: found for name in ("ranks", "ties") if len(found := getattr(chunk, name))}
+    columns |= {"top_ids": chunk.top_ids, "top_logprobs": chunk.top_logprobs}
+    for name, column in columns.items():
+        if column is not None and len(column) != count:
+            raise Internal(Reason.INCOMPLETE_STREAM, f"{count} tokens came with {len(column)} {name}")
+
+
+def _keep_told(column: IntArray, least: int, count: int) -> list[int | None]:
+    """A column of ranks or ties, with None for what cannot be one."""
+    return [value if value >= least else None for value in column.tolist()] if len(column) else [None] * count
+
+
 def _next_entry(result: NextTokenResult, extra_ids: tuple[int, ...]) -> NextEntry:
     found = result.outcome
-    if isinstance(found, Problem):
-        problem = store_problem(found)
+    if isinstance(found, NextTokens):
+        _check_lists(found, extra_ids)
+    bad = found if isinstance(found, Problem) else find_bad_numbers(found)
+    if isinstance(found, Problem) or bad is not None:
+        problem = None if bad is None else store_problem(bad)
         return NextEntry(result.item, result.variant, 0, None, 0, (), None, (), None, {}, None, None, problem)
-    if len(found.extra_logprobs) != len(extra_ids):
-        message = f"{len(found.extra_logprobs)} extra logprobs came for {len(extra_ids)} ids"
-        raise Internal(Reason.INCOMPLETE_STREAM, message)
     return NextEntry(
         item=result.item,
         variant=result.variant,
@@ -265,20 +322,33 @@ def _next_entry(result: NextTokenResult, extra_ids: tuple[int, ...]) -> NextEntr
     )
 
 
+def _check_lists(found: NextTokens, extra_ids: tuple[int, ...]) -> None:
+    if len(found.extra_logprobs) != len(extra_ids):
+        message = f"{len(found.extra_logprobs)} extra logprobs came for {len(extra_ids)} ids"
+        raise Internal(Reason.INCOMPLETE_STREAM, message)
+    if len(found.top_ids) != len(found.top_logprobs):
+        message = f"{len(found.top_ids)} token ids came with {len(found.top_logprobs)} logprobs"
+        raise Internal(Reason.INCOMPLETE_STREAM, message)
+
+
 def _score_entry(result: ScoreResult, question: ScoreQuestion) -> ScoreEntry:
     labels = question.labels
     if question.item_labels is not None and result.item < len(question.item_labels):
         labels = question.item_labels[result.item]
-    problem = None if result.problem is None else store_problem(result.problem)
+    bad = find_bad_numbers(result)
+    if result.label_logprobs and len(result.scores) != len(result.label_logprobs):
+        message = f"{len(result.scores)} scores came with {len(result.label_logprobs)} logprobs of their labels"
+        bad = Internal(Reason.INCOMPLETE_STREAM, message)
+    problem = bad if result.problem is None else result.problem
     return ScoreEntry(
         item=result.item,
         variant=result.variant,
         prompt_tokens=result.prompt_tokens,
         label_token_ids=labels or (),
-        scores=result.scores,
-        label_logprobs=result.label_logprobs,
+        scores=() if bad is not None else result.scores,
+        label_logprobs=() if bad is not None else result.label_logprobs,
         applied=result.applied,
-        problem=problem,
+        problem=None if problem is None else store_problem(problem),
     )
 
 

@@ -5,10 +5,10 @@ Versioned like a run, which stands inside as its own document. It knows values. 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from dualtrace.json_text import FloatTexts, dump_json
 from dualtrace.library import BenchmarkFigures, RunMode, RunRecord
 from dualtrace.problems import InvalidArgument, Reason
 from dualtrace.records import from_json, malformed, parse_json, to_json
@@ -30,9 +30,9 @@ def write_record(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def record_to_text(record: RunRecord) -> str:
-    """One line of ASCII: safe for every terminal, file and pipe."""
-    return json.dumps(write_record(record), allow_nan=False, ensure_ascii=True)
+def record_to_text(record: RunRecord, texts: FloatTexts | None = None) -> str:
+    """One line of ASCII: safe for every terminal, file and pipe. `texts`: of numbers that other documents hold too."""
+    return dump_json(write_record(record), texts)
 
 
 def read_record(text: str) -> RunRecord:

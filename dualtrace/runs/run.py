@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from dualtrace.card import QuestionKind
@@ -148,6 +148,14 @@ ENTRIES: dict[QuestionKind, type[Entry]] = {
 
 
 @dataclass(frozen=True)
+class LaterIdentity:
+    """Of a run that a later minor version wrote: fields count in it that this version left when it read the run."""
+
+    identity: str
+    version: str  # of the document that held those fields
+
+
+@dataclass(frozen=True)
 class Run:
     """A stored answer."""
 
@@ -159,11 +167,13 @@ class Run:
     usage: Usage | None  # None for questions that run nothing
     execution: Execution | None
     complete: bool  # False: the answer broke off, and what is here is what had come
-    schema_version: str = SCHEMA_VERSION
+    later_identity: LaterIdentity | None = None  # None: what is here says all of the identity
 
     @property
     def identity(self) -> str:
         """What was asked of what: two runs of one identity should hold the same numbers. Never how it was executed."""
+        if self.later_identity is not None:
+            return self.later_identity.identity
         return _identity(self.provenance.digest(), question_to_json(self.question))
 
     @property
@@ -187,15 +197,16 @@ def restore_problem(stored: StoredProblem, item: int | None = None) -> Problem:
 def write_run(run: Run) -> dict[str, Any]:
     """The run as a JSON object of plain values."""
     question = question_to_json(run.question)
-    digest = run.provenance.digest()
+    later = run.later_identity
     return {
         "kind": KIND,
-        "score_debug_schema_version": run.schema_version,
+        "score_debug_schema_version": SCHEMA_VERSION,  # whatever version it was read from: only our fields are written
         "created": run.created,
         "target": run.target,
         "question": question,
-        "provenance": {**to_json(run.provenance, "provenance"), "digest": digest},
-        "identity": _identity(digest, question),
+        "provenance": {**to_json(run.provenance, "provenance"), "digest": run.provenance.digest()},
+        "identity": run.identity,
+        **({} if later is None else {"identity_version": later.version}),
         _list_name(run.question.kind): to_json(run.entries, _list_name(run.question.kind)),
         "usage": to_json(run.usage, "usage"),
         "execution": to_json(run.execution, "execution"),
@@ -230,14 +241,24 @@ def read_run_object(document: object) -> Run:
         _check_entry(from_json(ENTRIES[question.kind], raw, f"{name}[{index}]", newer=newer), f"{name}[{index}]")
         for index, raw in enumerate(raw_entries)
     )
+    later = _read_identity(head, document)
+    run = Run(head.created, head.target, question, provenance, entries, head.usage, head.execution, head.complete)
+    return run if later is None or run.identity == head.identity else replace(run, later_identity=later)
+
+
+def _read_identity(head: _Head, document: dict[str, Any]) -> LaterIdentity | None:
+    """The identity of a document, checked by everything that it holds, unless a later version's fields are gone."""
+    version = head.identity_version
+    if version is not None:
+        if not check_version(version, head.score_debug_schema_version, "the run's identity"):
+            raise malformed("identity_version", f"{version}, no later version than the run's own", "a later one")
+        return LaterIdentity(head.identity, version)
     expected = _identity(document["provenance"]["digest"], document["question"])
     if head.identity != expected:
         message = f"identity is {head.identity:.80}; provenance and question give {expected}: the run was changed"
         raise InvalidArgument(Reason.ARTIFACT_CORRUPT, message, field="identity")
-    return Run(
-        head.created, head.target, question, provenance, entries, head.usage, head.execution, head.complete,
-        head.score_debug_schema_version,
-    )  # fmt: skip
+    later = check_version(head.score_debug_schema_version, SCHEMA_VERSION, "the run")
+    return LaterIdentity(head.identity, head.score_debug_schema_version) if later else None
 
 
 @dataclass(frozen=True)
@@ -251,6 +272,7 @@ class _Head:
     usage: Usage | None
     execution: Execution | None
     complete: bool
+    identity_version: str | None = field(default=None, metadata={"later": True})
 
 
 def check_version(version: object, own: str, what: str) -> bool:
@@ -315,6 +337,8 @@ def _check_entry(entry: Entry, path: str) -> Entry:
     """Lists that count the same things are equally long, and what follows from other fields does follow."""
     for names in _PARALLEL[type(entry)]:
         sizes = {name: len(value) for name in names if (value := getattr(entry, name)) is not None}
+        if sizes.get("label_logprobs") == 0:  # a scorer may have no logprobs to give
+            del sizes["label_logprobs"]
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{name} has {size}" for name, size in sizes.items())
             raise InvalidArgument(Reason.CONFLICT, f"{path}: {told}; they must be equally long", field=path)

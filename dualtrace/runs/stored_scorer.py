@@ -77,7 +77,9 @@ class StoredScorer:
         entries = tuple(
             entry if isinstance(entry, TokenizedEntry) else replace(entry, variant=0) for entry in self._entries
         )
-        return replace(self._run, question=self._question, entries=entries)
+        whole = len(self._run.question.variants) == 1 if isinstance(self._run.question, ForwardQuestion) else True
+        later = self._run.later_identity if whole else None  # that of all variants together
+        return replace(self._run, question=self._question, entries=entries, later_identity=later)
 
     @property
     def variant(self) -> int:
@@ -94,11 +96,20 @@ class StoredScorer:
         items = (entry for entry in self._entries if isinstance(entry, ScoredItem))
         return next((item.windows.max_tokens for item in items if item.windows is not None), None)
 
+    @property
+    def _has_ranks(self) -> bool:
+        ranks = {rank is not None for item in self._items() for rank in item.token_ranks}
+        return True in ranks or not ranks
+
     async def describe(self) -> Card:
         """Who answered then. A run does not hold the model's shape, and nothing else can be asked of it."""
         kind = self._question.kind
         capabilities = Capabilities(
-            questions=(kind,), text=True, masks=kind is QuestionKind.MASKED_FORWARD, ranks=True, distributions=True
+            questions=(kind,),
+            text=True,
+            masks=kind is QuestionKind.MASKED_FORWARD,
+            ranks=self._has_ranks,
+            distributions=True,
         )
         return Card(
             self._run.provenance, capabilities, Limits(max_positions=0), vocab_size=0, layers=0, query_heads=0,
@@ -210,22 +221,23 @@ def _tokens(item: ScoredItem, start: int, stop: int) -> Tokens:
 
 
 def _chunks(index: int, item: ScoredItem, top_k: int) -> Iterator[TokenChunk]:
-    """Scored tokens in chunks; a token without a number, or without an id, is a gap."""
+    """Scored tokens in chunks; a token without a number, or without an id, is a gap. A chunk has all ranks or none."""
     scored = [
         i for i, (value, token_id) in enumerate(zip(item.token_logprobs, item.token_ids, strict=True))
         if value is not None and token_id is not None
     ]  # fmt: skip
-    for _, group in groupby(enumerate(scored), key=lambda pair: pair[1] - pair[0]):
+    for _, group in groupby(enumerate(scored), key=lambda pair: (pair[1] - pair[0], _has_rank(item, pair[1]))):
         run = [place for _, place in group]
         for start in range(0, len(run), CHUNK_TOKENS):
             yield _chunk(index, item, run[start], run[start] + len(run[start : start + CHUNK_TOKENS]), top_k)
 
 
+def _has_rank(item: ScoredItem, place: int) -> bool:
+    return item.token_ranks[place] is not None and item.token_ties[place] is not None
+
+
 def _chunk(index: int, item: ScoredItem, start: int, stop: int, top_k: int) -> TokenChunk:
-    ranks, ties = item.token_ranks[start:stop], item.token_ties[start:stop]
-    if None in ranks or None in ties:
-        message = f"item {item.item} has a token with a logprob and without its rank; such a run cannot be replayed"
-        raise InvalidArgument(Reason.MISSING, message, field="token_ranks")
+    ranked = slice(start, stop if _has_rank(item, start) else start)  # a scorer without ranks sends none
     top_ids, top_logprobs = _candidates(item, start, stop, top_k)
     return TokenChunk(
         item=index,
@@ -233,8 +245,8 @@ def _chunk(index: int, item: ScoredItem, start: int, stop: int, top_k: int) -> T
         first_index=start,
         tokens=_tokens(item, start, stop),
         logprobs=_floats(item.token_logprobs[start:stop]),
-        ranks=int_array([rank for rank in ranks if rank is not None]),
-        ties=int_array([tie for tie in ties if tie is not None]),
+        ranks=int_array([rank or 0 for rank in item.token_ranks[ranked]]),
+        ties=int_array([tie or 0 for tie in item.token_ties[ranked]]),
         top_ids=top_ids,
         top_logprobs=top_logprobs,
         kl_base_masked=_kl(item.token_kl_base_masked, start, stop),

@@ -117,6 +117,11 @@ def port() -> EngineScorer:
     return EngineScorer(CallableEngine("port", same_logits), None)
 
 
+async def drain(comparison: Comparison) -> None:
+    async for _event in comparison.events():
+        pass
+
+
 async def compared(
     question: AskedQuestion | None, left: Scorer, right: Scorer, options: CompareOptions = LOOSE, **sides: Any
 ) -> tuple[list[Told], CompareReport, Comparison]:
@@ -232,11 +237,28 @@ async def test_the_report_comes_when_both_sides_fail(question: AskedQuestion) ->
     assert report.verdict is Verdict.ERROR
 
 
+async def test_who_the_sides_are_is_told_before_either_has_answered() -> None:
+    sides = [Stalling(fake_scorer()), Stalling(fake_scorer(seed=1))]
+    comparison = Comparison(TEXT, LiveSide("l", sides[0]), LiveSide("r", sides[1]), LOOSE)
+    async with asyncio.timeout(5), aclosing(comparison.events()) as events:
+        header = await anext(events)
+    assert isinstance(header, CompareHeader)
+    assert [one.field for one in header.differences] == ["model_id", "weights_digest"]
+    for side in sides:
+        await side.close()
+
+
+@pytest.mark.parametrize("question", [TEXT, NEXT, SCORE, PAIRS], ids=lambda question: question.kind.value)
+async def test_who_the_sides_are_is_told_once(question: AskedQuestion) -> None:
+    told, _report, _comparison = await compared(question, fake_scorer(), fake_scorer(seed=1))
+    assert [index for index, event in enumerate(told) if isinstance(event, CompareHeader)] == [0]
+
+
 async def test_leaving_leaves_both_sides_and_no_task() -> None:
     sides = [Stalling(fake_scorer()), Stalling(fake_scorer())]
     before = asyncio.all_tasks()
     comparison = Comparison(TEXT, LiveSide("l", sides[0]), LiveSide("r", sides[1]), LOOSE)
-    waiting = asyncio.create_task(anext(comparison.events()))
+    waiting = asyncio.create_task(drain(comparison))
     await asyncio.sleep(0.05)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

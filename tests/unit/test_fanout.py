@@ -109,6 +109,13 @@ async def test_a_bug_of_a_side_becomes_internal_for_that_side() -> None:
     assert found[1].problem is None
 
 
+async def test_what_a_bug_said_is_told_to_the_log_and_to_no_caller(caplog: pytest.LogCaptureFixture) -> None:
+    found = await ends(asked(raising(KeyError("hush"))))
+    assert "KeyError" in str(found[0].problem)
+    assert "hush" not in str(found[0].problem)
+    assert "hush" in caplog.text
+
+
 async def test_a_timeout_of_the_sides_own_is_no_deadline() -> None:
     assert isinstance((await ends(asked(raising(TimeoutError()))))[0].problem, Internal)
 
@@ -211,3 +218,71 @@ async def test_the_time_that_the_reader_took_is_not_the_sides() -> None:
             if isinstance(one, SideEnded):
                 seconds = one.seconds
     assert seconds < 0.1
+
+
+async def last_of(side: Asked, reader_seconds: float) -> SideEnded:
+    """How a side ends whose reader stops for so long after the second word."""
+    heard = 0
+    async with aclosing(fan_out([side], buffer_events=4)) as told:
+        async for one in told:
+            heard += 1
+            if heard == 2:
+                await asyncio.sleep(reader_seconds)
+            if isinstance(one, SideEnded):
+                return one
+    raise AssertionError
+
+
+async def test_a_slow_reader_costs_a_side_no_time() -> None:
+    end = await last_of(asked(lambda: counting(40), time.monotonic() + 0.1, "left"), 0.6)
+    assert end.problem is None
+
+
+async def test_a_deadline_that_passed_while_the_reader_was_away_says_so() -> None:
+    async def keeping() -> AsyncIterator[AnswerEvent]:
+        begun = time.monotonic()
+        for item in range(40):
+            if time.monotonic() - begun > 0.1:
+                raise DeadlineExceeded(Reason.DEADLINE, "the deadline passed")
+            yield ItemDone(item, 0, 0)
+
+    end = await last_of(asked(keeping, time.monotonic() + 0.1, "left"), 0.6)
+    assert "waited to be read" in str(end.problem)
+
+
+async def test_a_deadline_that_would_have_passed_for_any_reader_is_the_sides() -> None:
+    late = raising(DeadlineExceeded(Reason.DEADLINE, "the deadline passed"))
+    found = await ends(asked(late, time.monotonic(), "left"))
+    assert "waited" not in str(found[0].problem)
+
+
+class Lingering(Played):
+    """Does not end what it does about the end of its call."""
+
+    async def ask(self, question: Question, *, deadline: float | None = None) -> AsyncIterator[AnswerEvent]:
+        try:
+            for item in range(9):
+                yield ItemDone(item, 0, 0)
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(3600)
+
+
+def lingering(deadline: float | None = None) -> Asked:
+    return Asked(Lingering(stalling), QUESTION, deadline, "left")
+
+
+async def test_a_side_that_does_not_end_its_call_is_left_to_itself() -> None:
+    begun = time.monotonic()
+    found = await ends(lingering(begun + 0.1))
+    assert isinstance(found[0].problem, DeadlineExceeded)
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize("buffer_events", [1, 64], ids=["while it waits for room", "while it is asked"])
+async def test_leaving_waits_no_longer_than_the_grace_for_a_call_to_end(buffer_events: int) -> None:
+    begun = time.monotonic()
+    async with aclosing(fan_out([lingering()], buffer_events=buffer_events)) as told:
+        await anext(told)
+        await asyncio.sleep(0.02)
+    assert time.monotonic() - begun < 2

@@ -254,3 +254,16 @@ def test_refused_items_under_very_many_variants_are_refused_as_a_whole() -> None
     with pytest.raises(Problem) as caught:
         plan_next_token(question, fake_context())
     assert (caught.value.reason, caught.value.detail.field) == (Reason.TOO_MANY, "variants")
+
+
+@pytest.mark.parametrize("variants", [2, 3])
+@pytest.mark.parametrize("asked", [roll, following], ids=["rolling", "next"])
+def test_too_many_tokens_are_told_under_each_variant_and_together(
+    asked: Callable[..., Question], variants: int
+) -> None:
+    question = asked(ids(*[1] * 400), variants=(Variant(),) * variants)
+    with pytest.raises(Problem) as caught:
+        PLANNERS[type(question).__name__](question, CONTEXT)
+    message = caught.value.detail.message
+    assert f"{400 * variants} tokens (400 under each of {variants} variants" in message
+    assert "ask its variants apart" in message

@@ -213,8 +213,9 @@ def test_a_run_is_one_line_of_ascii() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_number_that_is_none_is_never_written(value: float) -> None:
+    entry = dataclasses.replace(whole_run().entries[0], token_logprobs=(None, -0.5, value))  # type: ignore[arg-type]
     with pytest.raises(BadNumbers, match="token_logprobs"):
-        write_run(collected(header(), chunk(logprobs=(-0.5, value)), DONE, SUMMARY))
+        write_run(dataclasses.replace(whole_run(), entries=(entry,)))
 
 
 QUESTIONS = (
