@@ -260,7 +260,7 @@ class SidecarSettings:
     chunk_milliseconds: int = setting(50, "a chunk that is not full leaves after so long", low=0, high=60_000)
     max_items: int = setting(1024, "items, prompts or completions in one request", low=1, high=1_000_000)
     max_top_k: int = setting(1000, "largest top_k of a request; the vocabulary bounds it too", low=0, high=10_000_000)
-    max_request_tokens: int = setting(131_072, "tokens of one request, all inputs together", low=1, high=1_000_000_000)
+    max_request_tokens: int = setting(131_072, "tokens of one request, under all variants", low=1, high=1_000_000_000)
     max_request_chars: int = setting(
         4_000_000, "characters of one request, all texts together", low=1, high=1_000_000_000
     )

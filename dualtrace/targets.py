@@ -157,10 +157,34 @@ def find_coordinator(target: Target, options: TargetOptions) -> Connection:
     if not options.coordinator:
         message = f"{target} is kept by a coordinator, and none is named; give --coordinator HOST:PORT"
         raise InvalidArgument(Reason.MISSING, message, field="--coordinator")
-    tls = options.ca_file is not None or options.certificate_file is not None
-    return Connection(
-        options.coordinator, tls, options.ca_file, options.certificate_file, options.key_file, options.token
+    return connect_coordinator(
+        options.coordinator,
+        ca_file=options.ca_file,
+        certificate_file=options.certificate_file,
+        key_file=options.key_file,
+        token=options.token,
     )
+
+
+def connect_coordinator(
+    address: str,
+    *,
+    ca_file: Path | None = None,
+    certificate_file: Path | None = None,
+    key_file: Path | None = None,
+    token: str | None = None,
+) -> Connection:
+    """A coordinator's address, HOST:PORT or with a scheme in front, and how to be let in."""
+    scheme, separator, rest = address.partition("://")
+    host = rest if separator else address
+    if (separator and scheme not in {"grpc", "grpcs"}) or not host:
+        message = f"coordinator {address!r:.80} is not understood; write HOST:PORT or grpcs://HOST:PORT"
+        raise InvalidArgument(Reason.MALFORMED, message, field="--coordinator")
+    tls = bool(separator) and scheme == "grpcs"
+    if not tls and (ca_file or certificate_file or key_file):
+        message = "certificates are for TLS; write --coordinator grpcs://HOST:PORT"
+        raise InvalidArgument(Reason.CONFLICT, message, field="--coordinator")
+    return Connection(host, tls, ca_file, certificate_file, key_file, token)
 
 
 def _open_engine(target: Target, options: TargetOptions) -> EngineScorer:

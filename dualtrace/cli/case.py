@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dualtrace.cli.case_create import create_command
 from dualtrace.cli.case_library import (
     SET,
-    create_command,
     delete_command,
     export_command,
     get_command,
@@ -78,7 +78,7 @@ def run_command(
     """
     from dualtrace.cli.case_results import sum_up
 
-    planned = _plan(link, paths, tags, names, values)
+    planned = _plan(link, paths, tags, names, values, _repeat_engine(**engine))
     begun = time.monotonic()
     results = _run_all(planned, link, fail_fast, _target_options(link, **engine), show=not as_json)
     _finish(results, time.monotonic() - begun, junit, as_json)
@@ -104,13 +104,26 @@ def _target_options(
     )
 
 
+def _repeat_engine(
+    threads: int, dtype: str, device: str, adapters: tuple[str, ...], tokenizer: Path | None
+) -> tuple[str, ...]:
+    """The engine's flags as a command that is to be repeated needs them."""
+    flags = ["--threads", str(threads)] if threads != 1 else []
+    for flag, value in (("--dtype", dtype), ("--device", device), ("--tokenizer", tokenizer)):
+        flags += [flag, str(value)] if value else []
+    for adapter in adapters:
+        flags += ["--adapter", adapter]
+    return tuple(flags)
+
+
 def _plan(
-    link: Link, paths: Sequence[Path], tags: Sequence[str], names: Sequence[str], values: Sequence[str]
-) -> tuple[Planned, ...]:
+    link: Link, paths: Sequence[Path], tags: Sequence[str], names: Sequence[str], values: Sequence[str],
+    engine: tuple[str, ...],
+) -> tuple[Planned, ...]:  # fmt: skip
     from dualtrace.cases.targets import parse_values
 
     given = parse_values(values)
-    planned = _plan_files(link, paths, names, tags, given) if paths else _plan_kept(link, tags, names)
+    planned = _plan_files(link, paths, names, tags, given, engine) if paths else _plan_kept(link, tags, names)
     if not planned:
         where = ", ".join(map(str, paths)) if paths else f"the coordinator at {link.address}"
         wanted = [f"tag {tag}" for tag in tags] + [f"name {name}" for name in names]
@@ -120,8 +133,9 @@ def _plan(
 
 
 def _plan_files(
-    link: Link, paths: Sequence[Path], names: Sequence[str], tags: Sequence[str], given: dict[str, str]
-) -> tuple[Planned, ...]:
+    link: Link, paths: Sequence[Path], names: Sequence[str], tags: Sequence[str], given: dict[str, str],
+    engine: tuple[str, ...],
+) -> tuple[Planned, ...]:  # fmt: skip
     from dualtrace.cases.files import find_cases
     from dualtrace.cases.targets import fill_case, used_names
     from dualtrace.cli.case_running import Planned, write_command
@@ -137,7 +151,9 @@ def _plan_files(
         for name in used_names(filed.case):
             command += ["--set", f"{name}={known[name]}"] if name in known else []
         filled = Planned(fill_case(filed.case, known, filed.file.parent.absolute()), str(filed.file), "")
-        command += ["--coordinator", link.address] if filled.is_coordinated else []
+        command += link.flags if filled.needs_coordinator else ()
+        command += ["--timeout", f"{link.timeout_seconds:g}"] if link.timeout_seconds else []
+        command += engine
         planned.append(Planned(filled.case, filled.source, write_command(command)))
     return tuple(planned)
 
@@ -150,7 +166,7 @@ def _plan_kept(link: Link, tags: Sequence[str], names: Sequence[str]) -> tuple[P
     return tuple(
         Planned(
             one, link.address,
-            write_command(["case", "run", "--coordinator", link.address, "--name", one.name]), kept_by_coordinator=True,
+            write_command(["case", "run", *link.flags, "--name", one.name]), kept_by_coordinator=True,
         )
         for one in cases
         if is_wanted(one, tags, names)

@@ -15,7 +15,7 @@ from dualtrace.problems import AlreadyExists, InvalidArgument, Reason
 
 if TYPE_CHECKING:
     from dualtrace.coordinator_client import CoordinatorClient
-    from dualtrace.library import Case
+    from dualtrace.library import Case, SideSpec
 
 PATH = click.Path(exists=True, path_type=Path)
 SHORT = 60
@@ -103,20 +103,6 @@ def get_command(link: Link, name: str, as_json: bool) -> None:
     put(write_case(case))
 
 
-@click.command("create")
-@click.argument("paths", nargs=-1, required=True, type=PATH)
-@SET
-@link_options()
-def create_command(link: Link, paths: tuple[Path, ...], values: tuple[str, ...], as_json: bool) -> None:
-    """Keep the cases of FILES or folders; a name that is taken is refused."""
-    cases = read_filled(paths, values)
-
-    async def work(client: CoordinatorClient) -> list[Case]:
-        return [await client.create_case(case) for case in cases]
-
-    _tell_kept("created", with_coordinator(link, work), as_json)
-
-
 @click.command("update")
 @click.argument("path", type=PATH)
 @click.option("--revision", type=int, help="The revision that is replaced; default: the one kept now.")
@@ -133,7 +119,7 @@ def update_command(link: Link, path: Path, revision: int | None, values: tuple[s
         expected = (await client.get_case(cases[0].name)).revision if revision is None else revision
         return await client.update_case(cases[0], expected)
 
-    _tell_kept("updated", [with_coordinator(link, work)], as_json)
+    tell_kept("updated", [with_coordinator(link, work)], as_json)
 
 
 @click.command("delete")
@@ -175,7 +161,7 @@ def import_command(link: Link, paths: tuple[Path, ...], update: bool, values: tu
 
     done = with_coordinator(link, work)
     for word in ("created", "updated", "unchanged"):
-        _tell_kept(word, [case for did, case in done if did == word], as_json=False, err=as_json)
+        tell_kept(word, [case for did, case in done if did == word], as_json=False, err=as_json)
     if as_json:
         from dualtrace.cli.output import write_json
 
@@ -225,27 +211,31 @@ def export_command(link: Link, directory: Path, tag: str, force: bool, as_json: 
 def read_filled(paths: Sequence[Path], values: Sequence[str]) -> tuple[Case, ...]:
     """The cases of files with their variables filled in, for a store that knows no variables."""
     from dualtrace.cases.files import find_cases
-    from dualtrace.cases.targets import fill_case, needs_coordinator, parse_values
+    from dualtrace.cases.targets import fill_case, parse_values
 
     known = {**os.environ, **parse_values(values)}
     cases = []
     for filed in find_cases(paths):
         case = fill_case(filed.case, known, filed.file.parent.absolute())
         for name, side in (("left", case.left), ("right", case.right)):
-            if not needs_coordinator(side):
-                message = f"case {case.name}: its {name} side is {side.target}, which a coordinator cannot open"
-                allowed = "backend:NAME, run:ID"
-                raise InvalidArgument(
-                    Reason.MALFORMED,
-                    f"{message}; it can be {allowed}",
-                    field=f"{filed.file}:{filed.line}",
-                    allowed=allowed,
-                )
+            check_side(case.name, name, side, f"{filed.file}:{filed.line}")
         cases.append(replace(case, revision=0))
     return tuple(cases)
 
 
-def _tell_kept(did: str, cases: Sequence[Case], as_json: bool, *, err: bool = False) -> None:
+def check_side(case: str, name: str, side: SideSpec, field: str, instead: str = "") -> None:
+    """A coordinator opens nothing that a caller names."""
+    from dualtrace.cases.targets import needs_coordinator
+
+    if needs_coordinator(side):
+        return
+    allowed = "backend:NAME, run:ID"
+    message = f"case {case}: its {name} side is {side.target}, which a coordinator cannot open; it can be {allowed}"
+    message += f", {instead}" if instead else ""
+    raise InvalidArgument(Reason.MALFORMED, message, field=field, allowed=allowed)
+
+
+def tell_kept(did: str, cases: Sequence[Case], as_json: bool, *, err: bool = False) -> None:
     if as_json:
         from dualtrace.cli.output import write_json
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dualtrace.cli.case_results import Ended
+from dualtrace.cli.comparing import late_sides
 from dualtrace.cli.doors import Doors, open_doors
 from dualtrace.cli.output import Tell
 from dualtrace.compare.events import TokenPairs
@@ -41,6 +42,12 @@ class Planned:
         """Whether a coordinator asks both sides."""
         sides = (self.case.left.target, self.case.right.target)
         return self.kept_by_coordinator or any(target.startswith("backend:") for target in sides)
+
+    @property
+    def needs_coordinator(self) -> bool:
+        """Whether one is asked at all: a stored run may stand beside a side that is asked from here."""
+        sides = (self.case.left.target, self.case.right.target)
+        return self.is_coordinated or any(target.startswith("run:") for target in sides)
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,8 @@ async def _run_one(
             left, right = [await _live(side, doors, timeout_seconds) for side in (one.case.left, one.case.right)]
             begun = time.monotonic()  # an engine that was still loading is no part of the case
             report = await _run_here(one, left, right, tell)
+            for target in late_sides(report):
+                doors.abandon(target)
     except Problem as caught:
         problem = caught
     seconds = time.monotonic() - begun

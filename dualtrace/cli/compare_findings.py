@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from dualtrace.cli.tables import ABSENT, figures, pairs_table, plain_table
+from dualtrace.cli.tables import ABSENT, figures, name_engine, pairs_table, plain_table
 from dualtrace.cli.visible import show_line, show_text
 from dualtrace.compare.events import ProvenanceDifference
 from dualtrace.compare.figures import TokenSummary
 from dualtrace.compare.gates import GateResult, GateVerdict
-from dualtrace.compare.report import CompareReport, SideReport, Verdict
+from dualtrace.compare.report import CompareReport, Verdict
+from dualtrace.compare.tolerance import Tolerance
+from dualtrace.model_card import ModelProvenance
 from dualtrace.questions.asked import Variant
 from dualtrace.view_form import write_view
 
@@ -37,23 +40,40 @@ GATE_STYLE = {
 }
 
 
-def sides_table(report: CompareReport) -> Table:
-    return pairs_table([("left", _side(report.left)), ("right", _side(report.right))])
+@dataclass(frozen=True)
+class Introduced:
+    """One side by what is known of it before it answers."""
+
+    target: str
+    variant: Variant
+    provenance: ModelProvenance | None
 
 
-def _side(side: SideReport) -> Text:
+def render_opening(
+    left: Introduced, right: Introduced, differences: Sequence[ProvenanceDifference], tolerance: Tolerance | None
+) -> Iterator[RenderableType]:
+    """Who the sides are, in what they differ, and how far they may part: all that is known before the first token."""
+    yield pairs_table([("left", _side(left)), ("right", _side(right))])
+    if left.provenance is not None and right.provenance is not None:
+        yield from difference_tables(differences)
+    yield Text("")
+    yield tolerance_line(tolerance)
+
+
+def render_opening_of(report: CompareReport) -> Iterator[RenderableType]:
+    left, right = (Introduced(side.target, side.variant, side.provenance) for side in (report.left, report.right))
+    yield from render_opening(left, right, report.provenance_differences, report.tolerance)
+
+
+def _side(side: Introduced) -> Text:
     text = Text(show_line(side.target, 200), "bold")
     text.append(_sight(side.variant))
     known = side.provenance
     if known is not None:
-        who = f"{known.model_id} · {known.framework} {known.framework_version} · {known.dtype} · {known.device}"
+        who = f"{known.model_id} · {name_engine(known)} · {known.dtype} · {known.device}"
         text.append("\n" + show_line(who, 160), "dim")
         if known.synthetic:
-            text.append(" · synthetic: no model stands behind these numbers", "yellow")
-    if side.total_seconds is not None:
-        text.append(f" · {side.total_seconds:.2f} s", "dim")
-    if side.problem is not None:
-        text.append("\n" + show_line(f"failed: {side.problem.message}", 400), "bold red")
+            text.append("\nsynthetic: no model stands behind these numbers", "yellow")
     return text
 
 
@@ -81,8 +101,7 @@ def shorten_digest(text: str) -> str:
     return _DIGEST.sub(r"\1…", text)
 
 
-def tolerance_line(report: CompareReport) -> Text:
-    tolerance = report.tolerance
+def tolerance_line(tolerance: Tolerance | None) -> Text:
     if tolerance is None:
         return Text("tolerance: none was chosen, because a side failed first", "dim")
     rule = f"|l - r| <= {tolerance.abs_epsilon:g} + {tolerance.rel_epsilon:g} · max(|l|, |r|) nats"
@@ -122,6 +141,14 @@ def summary_lines(tokens: TokenSummary) -> Iterator[tuple[str, str]]:
     for name, value in (("not kept", tokens.not_kept_count), ("unavailable", tokens.unavailable_count)):
         if value:
             yield name, f"{value} tokens"
+
+
+def time_line(report: CompareReport) -> Iterator[RenderableType]:
+    """How long each side took to answer; a stored one took no time."""
+    sides = (("left", report.left.total_seconds), ("right", report.right.total_seconds))
+    told = [f"{name} {seconds:.2f} s" for name, seconds in sides if seconds is not None]
+    if told:
+        yield Text(f"answered in: {', '.join(told)}", "dim")
 
 
 def _margin(value: float | None) -> str:

@@ -13,6 +13,7 @@ from dualtrace import __version__
 from dualtrace.cli.compare_findings import summary_lines
 from dualtrace.cli.compare_tables import BAD, STATUS_WORD, choose_items, item_label
 from dualtrace.cli.pair_book import ItemPairs, PairBook
+from dualtrace.cli.tables import name_engine
 from dualtrace.cli.trace_svg import trace_svg
 from dualtrace.cli.visible import show_piece, show_text
 from dualtrace.compare.figures import DistributionReport
@@ -29,10 +30,15 @@ STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;margin:.5rem 0}
-th,td{padding:.15rem .7rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
+th,td{padding:.15rem .7rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top;
+overflow-wrap:anywhere}
+th,td:first-child{overflow-wrap:normal}
+th{white-space:nowrap}th.w{white-space:normal}
+h2{overflow-wrap:anywhere}
 th{color:var(--dim);font-weight:600}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;font-family:ui-monospace,monospace;white-space:nowrap}
 code,pre,td.p{font-family:ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
+td.p{min-width:9ch;max-width:32ch}
 pre{padding:.7rem;border:1px solid var(--line);border-radius:6px}
 tr.bad td{background:color-mix(in srgb,var(--bad) 12%,transparent)}
 tr.first td{border-top:3px solid var(--bad)}
@@ -40,7 +46,10 @@ tr.first td{border-top:3px solid var(--bad)}
 .verdict{font-size:1.3rem;font-weight:700}
 .scroll{max-height:32rem;overflow:auto;border:1px solid var(--line);border-radius:6px}
 .scroll thead th{position:sticky;top:0;background:Canvas}
-svg{width:100%;height:auto}
+.scroll td:last-child{white-space:nowrap}
+.plot{overflow-x:auto}
+svg{width:100%;min-width:640px;height:auto}
+@media(max-width:600px){body{margin:1rem auto}th,td{padding:.15rem .4rem}}
 """
 TONE = {"PASS": "ok", "FAIL": "bad", "ERROR": "bad", "INCOMPARABLE": "warn", "INCONCLUSIVE": "warn"}
 
@@ -81,8 +90,8 @@ def _heading(report: CompareReport) -> str:
 
 
 def _sides(report: CompareReport) -> str:
-    rows = [("left (the baseline)", report.left), ("right", report.right)]
-    cells = [(f"<th>{name}</th>", f"<td>{_side(side)}</td>") for name, side in rows]
+    rows = [("left, the baseline", report.left), ("right", report.right)]
+    cells = [(f'<th class="w">{name}</th>', f"<td>{_side(side)}</td>") for name, side in rows]
     rule = report.tolerance
     told = "none was chosen" if rule is None else (
         f"{rule.name}: |l - r| <= {rule.abs_epsilon:g} + {rule.rel_epsilon:g} · max(|l|, |r|) nats ({rule.source})"
@@ -99,10 +108,12 @@ def _side(side: SideReport) -> str:
         parts.append(f"mask <code>{_esc(side.variant.mask.name or '(unnamed)')}</code>")
     known = side.provenance
     if known is not None:
-        who = f"{known.model_id} · {known.framework} {known.framework_version} · {known.dtype} · {known.device}"
+        who = f"{known.model_id} · {name_engine(known)} · {known.dtype} · {known.device}"
         parts.append(f'<span class="dim">{_esc(who)}</span>')
         if known.synthetic:
             parts.append('<span class="warn">synthetic: no model stands behind these numbers</span>')
+    if side.total_seconds is not None:
+        parts.append(f'<span class="dim">answered in {side.total_seconds:.2f} s</span>')
     if side.problem is not None:
         parts.append(f'<span class="bad">failed: {_esc(side.problem.message)}</span>')
     return "<br>".join(parts)
@@ -123,7 +134,8 @@ def _item(report: CompareReport, book: PairBook, item: int) -> str:
     head = "".join(f'<th class="{"p" if name in {"piece", "status"} else "n"}">{name}</th>' for name in names)
     cut = f'<p class="dim">{len(pairs) - MAX_ROWS} more tokens are not shown</p>' if len(pairs) > MAX_ROWS else ""
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    return f"<h2>{title}</h2>{trace_svg(pairs)}{table}{cut}"
+    drawn = trace_svg(pairs)
+    return f"<h2>{title}</h2>" + (f'<div class="plot">{drawn}</div>' if drawn else "") + table + cut
 
 
 def _token_row(pairs: ItemPairs, place: int) -> str:

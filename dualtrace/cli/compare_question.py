@@ -203,6 +203,11 @@ class QuestionAsked:
             deterministic=self.deterministic,
         )  # fmt: skip
 
+    @property
+    def needs_tokenizer(self) -> str:
+        """The option that only a tokenizer can read; "" where there is none."""
+        return "--label" if self.label_texts else "--segment-regex" if self.segment_regex else ""
+
     def read_whole(self) -> ForwardQuestion:
         """The question, where nothing in it needs a tokenizer."""
         from dualtrace.masks.spec import SegmentName
@@ -220,7 +225,7 @@ class QuestionAsked:
         from dualtrace.questions.asked import MaskedForwardQuestion, ScoreQuestion
 
         if isinstance(question, ScoreQuestion) and self.label_texts:
-            return replace(question, labels=await resolve_labels(scorer, self.label_texts, deadline))
+            return replace(question, labels=await resolve_labels(scorer, self.label_texts, deadline, "--label"))
         if isinstance(question, MaskedForwardQuestion):
             asked: SegmentsAsked = read_segments(self.segment, self.segment_regex)
             return replace(question, segments=await asked.resolve(question.input, scorer, deadline))

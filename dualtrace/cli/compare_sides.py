@@ -7,6 +7,7 @@ knows targets and processes. It must not know questions or reports.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dualtrace.cli.coordinator_link import ADDRESS_VARIABLE, CREDENTIALS, DEFAULT_ADDRESS, default_address
 from dualtrace.cli.inputs import FILE, FOLDER, STDIN_OR_FILE, Ask, command_options
 from dualtrace.cli.mask_files import MaskFile, read_mask
 from dualtrace.cli.output import Tell
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]
 
 START_SECONDS = 600.0
+IN_PROCESS = {"fake", "py"}  # kinds whose engine computes here, in a thread of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +174,8 @@ def _spec(side: SideAsked) -> ChildSpec:
 async def open_sides(asked: SidesAsked, children: Children) -> AsyncIterator[tuple[Scorer, Scorer]]:
     """Both sides' Scorers, the same one where the sides are the same; closed with the block.
 
-    A side that cannot be reached is an AbsentScorer; a mistake in how it was asked is raised.
+    A side that cannot be reached is an AbsentScorer; a mistake in how it was asked is raised. Engines in this process
+    are left to `close_own`.
     """
     async with AsyncExitStack() as stack:
         opened: dict[tuple[object, ...], Scorer] = {}
@@ -181,13 +185,18 @@ async def open_sides(asked: SidesAsked, children: Children) -> AsyncIterator[tup
                 if not _is_in_process(side):
                     stack.push_async_callback(scorer.close)
         yield opened[asked.left.key], opened[asked.right.key]
-        for side in asked.both:
-            if _is_in_process(side):  # after an orderly end alone: its thread is a daemon and may be in a long step
-                await opened[side.key].close()
+
+
+async def close_own(asked: SidesAsked, scorers: Sequence[Scorer]) -> None:
+    """Close the engines in this process. Not to be called where one may be in a step that never ends: its thread is a
+    daemon, and goes with us."""
+    for side, scorer in zip(asked.both, scorers, strict=True):
+        if _is_in_process(side):
+            await scorer.close()
 
 
 def _is_in_process(side: SideAsked) -> bool:
-    return side.target.kind in {"fake", "py"}
+    return side.target.kind in IN_PROCESS
 
 
 async def _open(side: SideAsked, target: Target | Problem) -> Scorer:
@@ -263,9 +272,8 @@ def _read_side(target: Target, name: str, given: dict[str, Any], masks: dict[str
 
     ask = Ask(
         target=str(target), threads=given.get("threads") or 1, dtype=own("dtype") or "", device=own("device") or "",
-        adapters=own("adapters") or (), tokenizer=own("tokenizer"), token_file=given.get("token_file"),
-        ca_file=given.get("ca_file"), certificate=given.get("certificate"), key=given.get("key"),
-        timeout_seconds=given.get("timeout_seconds"),
+        adapters=own("adapters") or (), tokenizer=own("tokenizer"), timeout_seconds=given.get("timeout_seconds"),
+        **_read_credentials(given, is_coordinated=target.kind in COORDINATED),
     )  # fmt: skip
     if not target.is_engine and target.kind in {"file", *COORDINATED}:
         ask = replace(ask, adapters=(), dtype="", device="", tokenizer=None)  # a stored answer computes nothing
@@ -275,7 +283,15 @@ def _read_side(target: Target, name: str, given: dict[str, Any], masks: dict[str
     sights = Sights(
         (masks[path],) if path else (), (parse_view(view),) if view else (), bool(given.get("allow_leak") and path)
     )
-    return SideAsked(target, ask, sights, given.get(f"{name}_variant"), given.get("coordinator") or "")
+    return SideAsked(target, ask, sights, given.get(f"{name}_variant"), given.get("coordinator") or default_address())
+
+
+def _read_credentials(given: dict[str, Any], *, is_coordinated: bool) -> dict[str, Any]:
+    """Of the flags; of the environment too where the coordinator is asked, for it speaks of no sidecar."""
+    known: dict[str, str | None] = {}
+    if is_coordinated:
+        known = {name: os.environ.get(variable) for name, variable in CREDENTIALS.items()}
+    return {name: given.get(name) or (Path(file) if (file := known.get(name)) else None) for name in CREDENTIALS}
 
 
 _BOTH_AND_EACH: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -300,12 +316,18 @@ def _each(flag: str, name: str, settings: dict[str, Any]) -> list[Callable[[Func
 
 
 _CONNECTING: tuple[Callable[[Function], Function], ...] = (
-    click.option("--coordinator", envvar="DUALTRACE_COORDINATOR", metavar="HOST:PORT",
-                 help="The coordinator that knows run:ID and backend:NAME."),
-    click.option("--token-file", type=FILE, help="File with the bearer token for sidecars and coordinator."),
-    click.option("--ca-file", type=FILE, help="PEM file of the authority to trust, for TLS."),
-    click.option("--certificate", type=FILE, help="PEM file of our own certificate, for mutual TLS."),
-    click.option("--key", type=FILE, help="PEM file of that certificate's private key."),
+    click.option("--coordinator", metavar="HOST:PORT",
+                 help=f"The coordinator that knows run:ID and backend:NAME; default: ${ADDRESS_VARIABLE}, else "
+                 f"{DEFAULT_ADDRESS}."),
+    *(
+        click.option(f"--{name.replace('_', '-')}", type=FILE, help=f"{text}; coordinator: or ${CREDENTIALS[name]}.")
+        for name, text in (
+            ("token_file", "File with the bearer token for sidecars and coordinator"),
+            ("ca_file", "PEM file of the authority to trust, for TLS"),
+            ("certificate", "PEM file of our own certificate, for mutual TLS"),
+            ("key", "PEM file of that certificate's private key"),
+        )
+    ),
 )  # fmt: skip
 
 _VARIANTS = tuple(
@@ -336,9 +358,10 @@ _STORED_ARGUMENTS: tuple[Callable[[Function], Function], ...] = (
     *_CONNECTING,
 )
 
-_NAMES = (
-    {"left", "right", "allow_leak", "threads", "timeout_seconds", "start_seconds", "left_variant", "right_variant",
-     "coordinator", "token_file", "ca_file", "certificate", "key", "as_json"}
+SIDE_NAMES = (
+    {"allow_leak", "threads", "left_variant", "right_variant"}
     | {name for _, name, _ in _BOTH_AND_EACH}
     | {f"{side}_{name}" for _, name, _ in _BOTH_AND_EACH for side in ("left", "right")}
 )  # fmt: skip
+CONNECTING_NAMES = {"timeout_seconds", "start_seconds", "coordinator", *CREDENTIALS}
+_NAMES = SIDE_NAMES | CONNECTING_NAMES | {"left", "right", "as_json"}

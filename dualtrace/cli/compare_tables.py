@@ -7,24 +7,34 @@ from elsewhere passes through `visible` first. It must not know targets, termina
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.rule import Rule
 from rich.table import Column, Table
 from rich.text import Text
 
 from dualtrace.cli.compare_findings import (
-    difference_tables,
     gates_table,
-    sides_table,
+    render_opening_of,
     summary_table,
-    tolerance_line,
+    time_line,
     unused_gates_line,
     verdict_lines,
 )
 from dualtrace.cli.pair_book import ItemPairs, PairBook
-from dualtrace.cli.tables import ABSENT, count, describe_input, figures, pairs_table, piece, pieces, plain_table
+from dualtrace.cli.tables import (
+    ABSENT,
+    PIECE_WIDTH,
+    count,
+    describe_input,
+    figures,
+    pairs_table,
+    piece,
+    pieces,
+    plain_table,
+)
 from dualtrace.cli.trace_plot import plot_traces
 from dualtrace.cli.visible import show_piece
 from dualtrace.compare.events import IdMismatch
@@ -43,6 +53,9 @@ from dualtrace.questions.asked import (
 SHOW_ALL_UP_TO = 64  # tokens of one item
 AROUND = 8  # tokens shown on either side of the first divergence
 WORST = 8  # tokens shown because they are farthest apart
+NAMES = ("#", "id", "piece", "left", "right", "right-left", "rank", "status")
+WIDE_GAP = 3  # characters between two columns
+PIECE_ROOM = 12  # a piece is not folded earlier: a word cut into letters is unreadable
 TABLES_UP_TO = 8  # items that get a table of their own; of more, those that differ come first
 
 STATUS_STYLE = {
@@ -65,13 +78,11 @@ BAD = {TokenStatus.MISMATCH, TokenStatus.ID_MISMATCH}
 
 
 def render_comparison(
-    report: CompareReport, book: PairBook, width: int, *, all_tokens: bool
+    report: CompareReport, book: PairBook, width: int, *, all_tokens: bool, is_opened: bool = False
 ) -> Iterator[RenderableType]:
-    """Everything, in the order in which a reader asks."""
-    yield sides_table(report)
-    yield from difference_tables(report.provenance_differences)
-    yield Text("")
-    yield tolerance_line(report)
+    """Everything, in the order in which a reader asks. `is_opened`: who the sides are was shown already."""
+    if not is_opened:
+        yield from render_opening_of(report)
     yield from item_tables(report, book, width, all_tokens=all_tokens)
     for line in report.distributions:
         yield from distribution_tables(line, item_label(report, line.item), width)
@@ -81,6 +92,7 @@ def render_comparison(
     if report.tokens is not None and report.tokens.aligned_count:
         yield Text("")
         yield summary_table(report.tokens)
+    yield from time_line(report)
     yield Text("")
     yield gates_table(report.gates)
     yield from unused_gates_line(report.gates)
@@ -96,6 +108,7 @@ def item_tables(report: CompareReport, book: PairBook, width: int, *, all_tokens
         if len(book.items) > 1:
             yield Text(f"item {item}: {item_label(report, item)}", "bold")
         yield token_table(pairs, width, all_tokens=all_tokens)
+        yield from left_out_line(pairs, all_tokens=all_tokens)
         if pairs.id_mismatch is not None:
             yield id_mismatch_line(pairs.id_mismatch)
         plot = plot_traces(pairs, width)
@@ -121,9 +134,7 @@ def choose_rows(pairs: ItemPairs, *, all_tokens: bool) -> list[int]:
         return list(range(total))
     centre = next((place for place, status in enumerate(pairs.statuses) if status in BAD), None)
     chosen = set(range(AROUND)) if centre is None else set(range(centre - AROUND, centre + AROUND + 1))
-    ranked = sorted(
-        (place for place in range(total) if pairs.delta(place) is not None), key=lambda p: -_distance(pairs, p)
-    )
+    ranked = sorted((place for place in range(total) if _distance(pairs, place)), key=lambda p: -_distance(pairs, p))
     return sorted(place for place in chosen | set(ranked[:WORST]) if 0 <= place < total)
 
 
@@ -133,32 +144,52 @@ def _distance(pairs: ItemPairs, place: int) -> float:
 
 
 def token_table(pairs: ItemPairs, width: int, *, all_tokens: bool) -> Table:
-    """A line a token; a clear line before the first one out of tolerance, and one for what is left out."""
-    has_ids = any(token_id >= 0 for token_id in pairs.token_ids)
-    columns = [figures("#"), *([figures("id")] if has_ids else []), _pieces(pairs.pieces, width)]
-    columns += [figures(name) for name in ("left", "right", "right-left", "rank")]
-    columns += [Column("status", no_wrap=True)]
-    table = plain_table(columns)
+    """A line a token; a clear line before the first one out of tolerance, and one for what is left out.
+
+    On a narrow terminal the gaps shrink first, then the ids go: a line that breaks cannot be read down its columns.
+    """
     rows = choose_rows(pairs, all_tokens=all_tokens)
-    before = -1
-    for place in rows:
-        if place > before + 1:
-            _add_gap(table, pairs, before + 1, place)
-        is_first = pairs.divergence is not None and pairs.indices[place] == pairs.divergence.index
-        if is_first:
-            table.add_row(*(Rule(characters="━", style="bold red") for _ in columns))
-        _add_row(table, pairs, place, has_ids, is_first=is_first)
-        before = place
-    if before + 1 < len(pairs):
-        _add_gap(table, pairs, before + 1, len(pairs))
+    cells = {place: _cells(pairs, place) for place in rows}
+    has_ids = any(token_id >= 0 for token_id in pairs.token_ids)
+    roomy = _widths(cells.values())
+    names = [name for name in NAMES if has_ids or name != "id"]
+    is_tight = sum(roomy[name] for name in names) + WIDE_GAP * (len(names) - 1) > width
+    if is_tight and sum(roomy[name] for name in names) + len(names) - 1 > width:
+        names = [name for name in names if name != "id"]
+    others = sum(roomy[name] for name in names if name != "piece") + (1 if is_tight else WIDE_GAP) * (len(names) - 1)
+    table = plain_table([_column(name, roomy[name], width - others) for name in names])
+    table.padding = (0, 0) if is_tight else table.padding
+    _fill(table, pairs, {place: [found[name] for name in names] for place, found in cells.items()})
     return table
 
 
-def _pieces(found: Sequence[bytes | None], width: int) -> Column:
-    """Never narrower than short pieces are long: a word cut into letters is unreadable."""
-    column = pieces("piece", width)
-    column.min_width = min(12, max((len(show_piece(own)) for own in found if own is not None), default=1))
-    return column
+def _fill(table: Table, pairs: ItemPairs, rows: Mapping[int, Sequence[Text]]) -> None:
+    before = -1
+    for place, row in rows.items():
+        if place > before + 1:
+            _add_gap(table, pairs, before + 1, place)
+        if _is_first(pairs, place):
+            table.add_row(*(Rule(characters="━", style="bold red") for _ in row))
+        table.add_row(*row)
+        before = place
+    if before + 1 < len(pairs):
+        _add_gap(table, pairs, before + 1, len(pairs))
+
+
+def _widths(rows: Iterable[Mapping[str, Text]]) -> dict[str, int]:
+    """What each column needs so that no number breaks; of pieces a word's length, the rest of one is folded."""
+    widest = {name: cell_len(name) for name in NAMES}
+    for row in rows:
+        for name, cell in row.items():
+            widest[name] = max(widest[name], cell.cell_len)
+    return {**widest, "piece": min(PIECE_ROOM, widest["piece"])}
+
+
+def _column(name: str, needed: int, room: int) -> Column:
+    if name == "piece":
+        longest = max(PIECE_ROOM, min(PIECE_WIDTH, room) // 2 * 2)  # even: many a character is two wide
+        return Column(name, min_width=needed, max_width=longest, overflow="fold")
+    return Column(name, no_wrap=True) if name == "status" else figures(name)
 
 
 def _add_gap(table: Table, pairs: ItemPairs, start: int, stop: int) -> None:
@@ -172,20 +203,32 @@ def _skipped(pairs: ItemPairs, start: int, stop: int) -> str:
     return f"{stop - start} more" + (f", {bad} bad" if bad else "")
 
 
-def _add_row(table: Table, pairs: ItemPairs, place: int, has_ids: bool, *, is_first: bool) -> None:
+def left_out_line(pairs: ItemPairs, *, all_tokens: bool) -> Iterator[Text]:
+    shown = len(choose_rows(pairs, all_tokens=all_tokens))
+    if shown < len(pairs):
+        first = "around the first divergence" if any(status in BAD for status in pairs.statuses) else "the first ones"
+        told = f"{shown} of {len(pairs)} tokens: {first}, and those farthest apart; --all-tokens shows all"
+        yield Text(told, "dim")
+
+
+def _is_first(pairs: ItemPairs, place: int) -> bool:
+    return pairs.divergence is not None and pairs.indices[place] == pairs.divergence.index
+
+
+def _cells(pairs: ItemPairs, place: int) -> dict[str, Text]:
     status = pairs.statuses[place]
     style = STATUS_STYLE[status]
-    delta = pairs.delta(place)
-    token_id = pairs.token_ids[place]
-    cells = [count(pairs.indices[place])]
-    cells += [count(token_id if token_id >= 0 else None)] if has_ids else []
-    cells += [
-        Text(ABSENT) if pairs.pieces[place] is None else piece(pairs.pieces[place], style if status in BAD else "")
-    ]
-    cells += [value_text(pairs.left_logprobs[place]), value_text(pairs.right_logprobs[place])]
-    cells += [delta_text(delta, style if status in BAD else "dim")]
-    cells += [rank_text(pairs.left_ranks[place], pairs.right_ranks[place])]
-    table.add_row(*cells, Text(STATUS_WORD[status] + (" ◀ first" if is_first else ""), style))
+    own, token_id = pairs.pieces[place], pairs.token_ids[place]
+    return {
+        "#": count(pairs.indices[place]),
+        "id": count(token_id if token_id >= 0 else None),
+        "piece": Text(ABSENT) if own is None else piece(own, style if status in BAD else ""),
+        "left": value_text(pairs.left_logprobs[place]),
+        "right": value_text(pairs.right_logprobs[place]),
+        "right-left": delta_text(pairs.delta(place), style if status in BAD else "dim"),
+        "rank": rank_text(pairs.left_ranks[place], pairs.right_ranks[place]),
+        "status": Text(STATUS_WORD[status] + (" ◀ first" if _is_first(pairs, place) else ""), style),
+    }
 
 
 def value_text(value: float | None) -> Text:

@@ -15,14 +15,24 @@ from pathlib import Path
 import click
 
 from dualtrace.cli.compare_csv import comparison_to_csv
+from dualtrace.cli.compare_findings import Introduced, render_opening
 from dualtrace.cli.compare_html import comparison_to_html
 from dualtrace.cli.compare_question import QuestionAsked
-from dualtrace.cli.compare_sides import AbsentScorer, Children, SideAsked, SidesAsked, open_sides, start_children
+from dualtrace.cli.compare_sides import (
+    AbsentScorer,
+    Children,
+    SideAsked,
+    SidesAsked,
+    close_own,
+    open_sides,
+    start_children,
+)
+from dualtrace.cli.coordinator_texts import write_out
 from dualtrace.cli.exits import FAILED, UNAVAILABLE, exit_code
-from dualtrace.cli.output import Tell, waiting
+from dualtrace.cli.output import Tell, show, waiting
 from dualtrace.cli.pair_book import PairBook
 from dualtrace.cli.visible import show_text
-from dualtrace.compare.events import CompareEvent
+from dualtrace.compare.events import CompareEvent, CompareHeader
 from dualtrace.compare.gates import GatePolicy
 from dualtrace.compare.report import CompareReport, Verdict
 from dualtrace.compare.tolerance import Tolerance
@@ -44,7 +54,7 @@ class Wanted:
 
     tolerance: Tolerance | None
     policy: GatePolicy
-    keep_tokens: int
+    keep_tokens: int = 4096
     all_tokens: bool = False
     csv_file: Path | None = None
     html_file: Path | None = None
@@ -61,6 +71,8 @@ class Judged:
     left_run: Run | None = None
     right_run: Run | None = None
     report_text: str = ""  # the very document, where a coordinator made it
+    comparison_id: str = ""  # under which the coordinator keeps it
+    is_opened: bool = False  # who the sides are was shown before they answered
     last_words: tuple[str, ...] = field(default=())  # of sidecars of ours that died
 
 
@@ -71,6 +83,12 @@ def verdict_code(report: CompareReport) -> int:
     problems = [side.problem for side in (report.left, report.right) if side.problem is not None]
     codes = {exit_code(restore_problem(problem)) for problem in problems}
     return UNAVAILABLE if report.verdict is Verdict.ERROR and UNAVAILABLE in codes else FAILED
+
+
+def late_sides(report: CompareReport) -> tuple[str, ...]:
+    """Targets that did not answer in time: who stands behind them may be in a step that never ends."""
+    sides = (report.left, report.right)
+    return tuple(one.target for one in sides if one.problem is not None and one.problem.reason == Reason.DEADLINE)
 
 
 def compare_here(sides: SidesAsked, asked: QuestionAsked, wanted: Wanted, command: str) -> Judged:
@@ -105,28 +123,17 @@ async def _compare(
         options = CompareOptions(wanted.tolerance, wanted.policy, wanted.keep_tokens, command)
         comparison = Comparison(question, left, right, options)
         async with aclosing(comparison.events()) as events:
-            report, book = await read_events(events, tell)
-        return Judged(report, book, comparison.left_run, comparison.right_run)
+            opening = Opening(sides.as_json, (left.target, left.variant), (right.target, right.variant))
+            report, book = await read_events(events, tell, opening)
+        if not late_sides(report):
+            await close_own(sides, scorers)
+        return Judged(report, book, comparison.left_run, comparison.right_run, is_opened=opening.is_shown)
 
 
 def compare_by_coordinator(sides: SidesAsked, asked: QuestionAsked, wanted: Wanted, command: str) -> Judged:
     """Everything by the coordinator, which keeps it too."""
-    if asked.label_texts or asked.segment_regex:
-        flag = "--label" if asked.label_texts else "--segment-regex"
-        message = f"{flag} needs a tokenizer, and a coordinator has none; give ids (--labels, --segment NAME=START:END)"
-        raise InvalidArgument(Reason.CONFLICT, message, field=flag)
-    question = None if asked.is_empty else asked.read_whole()
-    plan = ComparePlan(
-        question,
-        _side_spec(sides.left),
-        _side_spec(sides.right),
-        wanted.tolerance,
-        wanted.policy,
-        wanted.keep_tokens,
-        timeout_seconds=sides.timeout_seconds,
-    )
     with waiting(f"asking the coordinator at {sides.left.coordinator}") as tell:
-        judged = asyncio.run(_ask_coordinator(plan, sides, tell))
+        judged = asyncio.run(_compare_there(sides, asked, wanted, tell))
     # The document says how to ask by stored run; shown is the command of this very call, which names the coordinator.
     return replace(judged, report=replace(judged.report, reproduce=command))
 
@@ -142,25 +149,76 @@ def _side_spec(side: SideAsked) -> SideSpec:
     return SideSpec(str(side.target), Variant(views[0] if views else BASE, mask, side.sights.allow_leak))
 
 
-async def _ask_coordinator(plan: ComparePlan, sides: SidesAsked, tell: Tell) -> Judged:
+async def _compare_there(sides: SidesAsked, asked: QuestionAsked, wanted: Wanted, tell: Tell) -> Judged:
+    deadline = None if sides.timeout_seconds is None else time.monotonic() + sides.timeout_seconds
+    async with open_coordinator(sides) as client:
+        question = await write_out(asked, client, [str(side.target) for side in sides.both], deadline)
+        left, right = (_side_spec(side) for side in sides.both)
+        plan = ComparePlan(
+            question,
+            left,
+            right,
+            wanted.tolerance,
+            wanted.policy,
+            wanted.keep_tokens,
+            timeout_seconds=sides.timeout_seconds,
+        )
+        outcome, book, opening = await ask_coordinator(client, plan, deadline, tell, is_silent=sides.as_json)
+    return judged_there(outcome, book, opening)
+
+
+def judged_there(outcome: CompareOutcome, book: PairBook, opening: Opening) -> Judged:
+    return Judged(
+        outcome.report,
+        book,
+        report_text=outcome.report_text,
+        comparison_id=outcome.comparison_id,
+        is_opened=opening.is_shown,
+    )
+
+
+def open_coordinator(sides: SidesAsked) -> CoordinatorClient:
     side = sides.left
     options = replace(side.ask.target_options(), coordinator=side.coordinator)
+    return CoordinatorClient(find_coordinator(side.target, options))
+
+
+async def ask_coordinator(
+    client: CoordinatorClient, plan: ComparePlan, deadline: float | None, tell: Tell, *, is_silent: bool
+) -> tuple[CompareOutcome, PairBook, Opening]:
+    """A comparison by the coordinator. It keeps a share of the time to tell what became of a side that is late."""
     book = PairBook()
-    async with (
-        CoordinatorClient(find_coordinator(side.target, options)) as client,
-        aclosing(client.compare(plan)) as told,
-    ):
+    opening = Opening(is_silent, (plan.left.target, plan.left.variant), (plan.right.target, plan.right.variant))
+    async with aclosing(client.compare(plan, deadline=deadline)) as told:
         async for event in told:
             if isinstance(event, CompareOutcome):
                 book.fill(event.report)
-                return Judged(event.report, book, report_text=event.report_text)
+                return event, book, opening
+            opening.push(event)
             book.push(event)
             tell(book.progress())
     raise Internal(Reason.INCOMPLETE_STREAM, "the comparison ended without its report")
 
 
+@dataclass
+class Opening:
+    """Who the two sides are, shown the moment both have said it: before any token, and not again at the end."""
+
+    is_silent: bool  # data is wanted, no tables
+    left: tuple[str, Variant]
+    right: tuple[str, Variant]
+    is_shown: bool = False
+
+    def push(self, event: CompareEvent) -> None:
+        if self.is_silent or not isinstance(event, CompareHeader):
+            return
+        left, right = Introduced(*self.left, event.left), Introduced(*self.right, event.right)
+        show(render_opening(left, right, event.differences, event.tolerance))
+        self.is_shown = True
+
+
 async def read_events(
-    events: AsyncIterator[CompareEvent | CompareReport], tell: Tell
+    events: AsyncIterator[CompareEvent | CompareReport], tell: Tell, opening: Opening
 ) -> tuple[CompareReport, PairBook]:
     """Collect what a comparison tells, with progress for whoever waits."""
     book = PairBook()
@@ -169,6 +227,7 @@ async def read_events(
         if isinstance(event, CompareReport):
             report = event
         else:
+            opening.push(event)
             book.push(event)
             tell(book.progress())
     if report is None:

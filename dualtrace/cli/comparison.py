@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from dualtrace.cli.coordinator_link import Link, link_options, with_coordinator
-from dualtrace.problems import Internal, Reason
 
 if TYPE_CHECKING:
-    from dualtrace.cli.pair_book import PairBook
+    from dualtrace.cli.comparing import Judged
     from dualtrace.compare.report import CompareReport
-    from dualtrace.coordinator_client import CompareOutcome, CoordinatorClient
+    from dualtrace.coordinator_client import CoordinatorClient
     from dualtrace.library import ComparisonSummary
 
 LISTED = 50
@@ -31,7 +31,7 @@ def comparison() -> None:
 @link_options()
 def list_command(link: Link, case_name: str, verdict: str | None, limit: int, as_json: bool) -> None:
     """Stored comparisons, the newest first."""
-    from dualtrace.cli.output import show, write_json
+    from dualtrace.cli.output import output_console, show, write_json
     from dualtrace.cli.run_tables import comparisons_table
     from dualtrace.compare.report import Verdict
     from dualtrace.records import to_json
@@ -54,7 +54,7 @@ def list_command(link: Link, case_name: str, verdict: str | None, limit: int, as
     if as_json:
         write_json({"kind": "dualtrace.comparisons", "comparisons": to_json(tuple(found))})
     elif found:
-        show([comparisons_table(found)])
+        show([comparisons_table(found, output_console().width)])
     else:
         click.echo("no comparison is kept", err=True)
 
@@ -64,50 +64,59 @@ def list_command(link: Link, case_name: str, verdict: str | None, limit: int, as
 @link_options()
 def show_command(link: Link, comparison_id: str, as_json: bool) -> None:
     """One stored comparison: its tables and its verdict. Ends with 0 however it was judged."""
+    from dualtrace.cli.comparing import Judged
     from dualtrace.cli.output import put
+    from dualtrace.cli.pair_book import PairBook
 
     if as_json:
         put(with_coordinator(link, lambda client: client.get_comparison_text(comparison_id)) + "\n")
         return
     report = with_coordinator(link, lambda client: client.get_comparison(comparison_id))
-    show_report(report, None, comparison_id)
+    book = PairBook()
+    book.fill(report)
+    show_report(Judged(locate(report, link), book, comparison_id=comparison_id))
 
 
-async def compare_kept(client: CoordinatorClient, left: str, right: str) -> tuple[CompareOutcome, PairBook]:
+async def compare_kept(client: CoordinatorClient, link: Link, left: str, right: str, as_json: bool) -> Judged:
     """Compare with the question that the left side's stored run holds."""
-    from dualtrace.cli.pair_book import PairBook
-    from dualtrace.coordinator_client import CompareOutcome
+    from dualtrace.cli.comparing import ask_coordinator, judged_there
+    from dualtrace.cli.output import waiting
     from dualtrace.library import ComparePlan, SideSpec
 
-    book = PairBook()
-    async with aclosing(client.compare(ComparePlan(None, SideSpec(left), SideSpec(right)))) as events:
-        async for event in events:
-            if isinstance(event, CompareOutcome):
-                return event, book
-            book.push(event)
-    raise Internal(Reason.INCOMPLETE_STREAM, "the coordinator ended the comparison without a report")
+    plan = ComparePlan(None, SideSpec(left), SideSpec(right), timeout_seconds=link.timeout_seconds)
+    with waiting(f"asking the coordinator at {link.address}") as tell:
+        outcome, book, opening = await ask_coordinator(client, plan, link.deadline, tell, is_silent=as_json)
+    judged = judged_there(outcome, book, opening)
+    return replace(judged, report=locate(judged.report, link))
 
 
-def present_report(report: CompareReport, book: PairBook | None, as_json: bool, comparison_id: str = "") -> None:
-    """The report as data, and the exit code that its verdict asks for."""
+def locate(report: CompareReport, link: Link) -> CompareReport:
+    """The coordinator wrote the command that reproduces it, and does not know by which address it was reached."""
+    if not report.reproduce:
+        return report
+    return replace(report, reproduce=f"{report.reproduce} {shlex.join(link.flags)}")
+
+
+def present_report(judged: Judged, as_json: bool) -> None:
+    """The report as tables or data, and the exit code that its verdict asks for."""
     from dualtrace.cli.comparing import verdict_code
     from dualtrace.cli.output import put
-    from dualtrace.compare.report import report_to_text
 
     if as_json:
-        put(report_to_text(report) + "\n")
+        put(judged.report_text + "\n")
     else:
-        show_report(report, book, comparison_id)
-    click.get_current_context().exit(verdict_code(report))
+        show_report(judged)
+    click.get_current_context().exit(verdict_code(judged.report))
 
 
-def show_report(report: CompareReport, book: PairBook | None, comparison_id: str) -> None:
+def show_report(judged: Judged) -> None:
+    from dualtrace.cli.compare_findings import reproduction_text
     from dualtrace.cli.compare_tables import render_comparison
-    from dualtrace.cli.output import output_console, show
-    from dualtrace.cli.pair_book import PairBook
+    from dualtrace.cli.output import output_console, put, show
 
-    book = book or PairBook()
-    book.fill(report)
-    show(render_comparison(report, book, output_console().width, all_tokens=False))
-    if comparison_id:
-        click.echo(f"kept as {comparison_id}", err=True)
+    width = output_console().width
+    shown = render_comparison(judged.report, judged.book, width, all_tokens=False, is_opened=judged.is_opened)
+    show(shown)
+    put(reproduction_text(judged.report))
+    if judged.comparison_id:
+        click.echo(f"kept as {judged.comparison_id}", err=True)

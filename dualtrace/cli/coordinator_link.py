@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +17,31 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dualtrace.cli.inputs import FILE, command_options, read_token
-from dualtrace.problems import DeadlineExceeded, InvalidArgument, Reason
+from dualtrace.problems import DeadlineExceeded, Reason
 
 if TYPE_CHECKING:
     from dualtrace.client import Connection
     from dualtrace.coordinator_client import CoordinatorClient
 
 T = TypeVar("T")
+
+GRACE_SECONDS = 0.25  # a call that has a deadline of its own says more than we can
 Function = Callable[..., Any]
 
 ADDRESS_VARIABLE = "DUALTRACE_COORDINATOR"
 DEFAULT_ADDRESS = "127.0.0.1:50050"
-SCHEMES = ("grpc://", "grpcs://")
+CREDENTIALS = {
+    "token_file": "DUALTRACE_CLIENT_TOKEN_FILE",
+    "ca_file": "DUALTRACE_CLIENT_CA_FILE",
+    "certificate": "DUALTRACE_CLIENT_CERTIFICATE",
+    "key": "DUALTRACE_CLIENT_KEY",
+}
+"""What lets us in, where no flag says it. A coordinator's own settings begin with DUALTRACE_COORDINATOR_."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """How to reach the coordinator, as given on the command line."""
+    """How to reach the coordinator, as given on the command line and in the environment."""
 
     coordinator: str | None = None  # None: the environment's, else the default
     token_file: Path | None = None
@@ -43,12 +52,20 @@ class Link:
 
     @property
     def address(self) -> str:
-        return self.coordinator or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+        return self.coordinator or default_address()
 
     @property
-    def flags(self) -> str:
-        """What a command that is to be repeated needs to find the same coordinator."""
-        return f"--coordinator {self.address}"
+    def flags(self) -> tuple[str, ...]:
+        """What a command that is to be repeated needs to find the same coordinator and to be let in."""
+        files = {"--token-file": self.token_file, "--ca-file": self.ca_file, "--certificate": self.certificate,
+                 "--key": self.key}  # fmt: skip
+        given = [part for flag, file in files.items() if file is not None for part in (flag, str(file))]
+        return ("--coordinator", self.address, *given)
+
+    @property
+    def deadline(self) -> float | None:
+        """On the clock of time.monotonic, counted from now."""
+        return None if self.timeout_seconds is None else time.monotonic() + self.timeout_seconds
 
     def open(self) -> CoordinatorClient:
         """To be closed by the caller; must be called where an event loop runs."""
@@ -57,19 +74,12 @@ class Link:
         return CoordinatorClient(self.connection())
 
     def connection(self) -> Connection:
-        from dualtrace.client import Connection
+        from dualtrace.targets import connect_coordinator
 
-        scheme, separator, rest = self.address.partition("://")
-        address = rest if separator else self.address
-        if (separator and f"{scheme}://" not in SCHEMES) or not address:
-            message = f"coordinator {self.address!r:.80} is not understood; write HOST:PORT or grpcs://HOST:PORT"
-            raise InvalidArgument(Reason.MALFORMED, message, field="--coordinator")
-        tls = scheme == "grpcs" and bool(separator)
-        if not tls and (self.ca_file or self.certificate or self.key):
-            message = "certificates are for TLS; write --coordinator grpcs://HOST:PORT"
-            raise InvalidArgument(Reason.CONFLICT, message, field="--coordinator")
         token = None if self.token_file is None else read_token(self.token_file)
-        return Connection(address, tls, self.ca_file, self.certificate, self.key, token)
+        return connect_coordinator(
+            self.address, ca_file=self.ca_file, certificate_file=self.certificate, key_file=self.key, token=token
+        )
 
 
 PATIENCE = "Give up after so long; without it, as long as the coordinator allows."
@@ -92,15 +102,25 @@ def _add_link_options(function: Function, timeout_help: str) -> Function:
                      help=f"The coordinator; default: ${ADDRESS_VARIABLE}, else {DEFAULT_ADDRESS}."),
         click.option("--timeout", "timeout_seconds", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
                      help=timeout_help),
-        click.option("--token-file", type=FILE, help="File with the bearer token of the coordinator."),
-        click.option("--ca-file", type=FILE, help="PEM file of the authority to trust, for grpcs://."),
-        click.option("--certificate", type=FILE, help="PEM file of our own certificate, for mutual TLS."),
-        click.option("--key", type=FILE, help="PEM file of that certificate's private key."),
+        *(
+            click.option(f"--{name}", type=FILE, envvar=variable, show_envvar=True, help=told)
+            for (name, told), variable in zip((
+                ("token-file", "File with the bearer token of the coordinator."),
+                ("ca-file", "PEM file of the authority to trust, for grpcs://."),
+                ("certificate", "PEM file of our own certificate, for mutual TLS."),
+                ("key", "PEM file of that certificate's private key."),
+            ), CREDENTIALS.values(), strict=True)
+        ),
     )  # fmt: skip
     wrapped: Function = command_options(command)
     for option in reversed(options):
         wrapped = option(wrapped)
     return wrapped
+
+
+def default_address() -> str:
+    """Where a coordinator is looked for that nobody named."""
+    return os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
 
 
 def with_coordinator(link: Link, work: Callable[[CoordinatorClient], Awaitable[T]]) -> T:
@@ -111,7 +131,7 @@ def with_coordinator(link: Link, work: Callable[[CoordinatorClient], Awaitable[T
 async def _work_with(link: Link, work: Callable[[CoordinatorClient], Awaitable[T]]) -> T:
     client = link.open()
     try:
-        async with asyncio.timeout(link.timeout_seconds):
+        async with asyncio.timeout(link.timeout_seconds and link.timeout_seconds + GRACE_SECONDS):
             return await work(client)
     except TimeoutError:
         message = f"no answer within {link.timeout_seconds:g} s; allow more with --timeout"

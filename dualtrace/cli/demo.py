@@ -83,11 +83,9 @@ def choose_engines(asked: str | None) -> tuple[tuple[str, str], tuple[str, ...]]
             message = f"--engines {asked!r:.60} names {len(names)}; name two, like torch,jax"
             raise InvalidArgument(Reason.MALFORMED, message, field="--engines")
         return (names[0], names[1]), ()
-    from importlib.util import find_spec
+    from dualtrace.engine_registry import has_framework
 
-    from dualtrace.cli.up import NEEDS
-
-    missing = [name for name in WANTED if not all(find_spec(module) for module in NEEDS[name])]
+    missing = [name for name in WANTED if not has_framework(name)]
     left, right = (STAND_IN if name in missing else name for name in WANTED)
     notes = tuple(
         f"{name} is not installed, so the float64 {STAND_IN} engine stands in for it: pip install 'dualtrace[{name}]'"

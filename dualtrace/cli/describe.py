@@ -48,6 +48,8 @@ def card_table(card: Card) -> RenderableType:
 
 
 def _facts(card: Card) -> list[tuple[str, str]]:
+    from dualtrace.cli.tables import name_engine
+
     known, able, limits = card.provenance, card.capabilities, card.limits
     heads = f"{card.query_heads} query heads, {card.kv_heads} key-value heads"
     windows = sorted({window for window in card.windows if window is not None})

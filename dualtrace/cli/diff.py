@@ -19,7 +19,7 @@ STORED = {"file", "run"}
 
 @click.command(cls=Repeatable)
 @side_options(live=False)
-@judging_options
+@judging_options()
 @click.pass_context
 def diff(context: click.Context, sides: SidesAsked, wanted: Wanted) -> None:
     """Compare two stored answers: LEFT and RIGHT are run files (FILE.json) or run:ID.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dualtrace.cli.child_sidecar import ChildSidecar, ChildSpec, child_sidecars
-from dualtrace.cli.compare_sides import AbsentScorer
+from dualtrace.cli.compare_sides import IN_PROCESS, AbsentScorer
 from dualtrace.client import Client, Connection
 from dualtrace.problems import InvalidArgument, Problem, Reason, Unavailable
 from dualtrace.scorer import Scorer
@@ -45,6 +45,18 @@ class Doors:
                 return AbsentScorer(problem)
         return self.opened[target]
 
+    def abandon(self, target: str) -> None:
+        """Its engine did not answer in time. One in this process may be in a step that never ends: it is left to end
+        with us, and whoever asks the target again gets another."""
+        if target in self.opened and parse_target(target).kind in IN_PROCESS:
+            del self.opened[target]
+
+    async def close(self, *, is_orderly: bool) -> None:
+        """Engines in this process are closed after an orderly end alone: their threads may be in a long step."""
+        for target, scorer in self.opened.items():
+            if is_orderly or parse_target(target).kind not in IN_PROCESS:
+                await scorer.close()
+
     async def _open(self, target: str, child: ChildSidecar | None) -> Scorer:
         if child is not None:
             address = await asyncio.to_thread(child.await_ready)
@@ -64,11 +76,12 @@ async def open_doors(targets: Iterable[str], options: TargetOptions) -> AsyncIte
         specs = [_child_spec(target, options) for target in engines.values()]
         children = stack.enter_context(child_sidecars(specs))
         doors = Doors(options, dict(zip(engines, children, strict=True)))
+        is_orderly = False
         try:
             yield doors
+            is_orderly = True
         finally:
-            for scorer in doors.opened.values():
-                await scorer.close()
+            await doors.close(is_orderly=is_orderly)
 
 
 def _parse(text: str) -> Target | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,13 @@ Examples:
     type=click.Choice(["none", "auto", "mock", "bench"]),
     help="What may stand in for the backend, in a benchmark alone.  [default: none]",
 )
+@click.option(
+    "--call-timeout",
+    "call_seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Give up on one call of the backend after so long; default: the coordinator's own limit.",
+)
 @click.option("--request-id", help="Makes the start safe to repeat: the same id and question are the same job.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Watch the job until it ends.")
 @question_options
@@ -61,11 +69,16 @@ def start_command(
     link: Link, asked: QuestionAsked, backend: str, request_id: str | None, wait: bool, as_json: bool, **given: Any
 ) -> None:
     """Ask BACKEND (backend:NAME) a question and keep the answer."""
+    from dualtrace.cli.coordinator_texts import write_out
     from dualtrace.cli.job import show_job, watch
 
-    plan = _plan(backend, _read_question(asked), **given)
+    _check_asked(asked)
+    make = _plan(backend, **given)
 
     async def work(client: CoordinatorClient) -> Job:
+        question = await write_out(asked, client, [backend], link.deadline)
+        assert question is not None, "checked"
+        plan = make(question)
         job = await client.start_job(request_id or f"cli-{secrets.token_hex(12)}", plan)
         if not wait:
             return job
@@ -80,30 +93,27 @@ def start_command(
         _show_record(with_coordinator(link, lambda client: client.get_run(job.run_id or "")), as_json=False)
 
 
-def _read_question(asked: QuestionAsked) -> ForwardQuestion:
+def _check_asked(asked: QuestionAsked) -> None:
+    """What is wrong with the question is told before anybody is asked."""
     if asked.is_empty:
         message = "nothing to ask; give --text, --completion, --next or --query with their like"
         raise InvalidArgument(Reason.MISSING, message, field="--text")
-    for given, flag, instead in (
-        (asked.label_texts, "--label", "--labels IDS"), (asked.segment_regex, "--segment-regex", "--segment"),
-    ):  # fmt: skip
-        if given:
-            message = f"{flag} needs a tokenizer, which this command does not have; give {instead}"
-            raise InvalidArgument(Reason.CONFLICT, message, field=flag)
-    return asked.read()
+    asked.read()
 
 
 def _plan(
-    backend: str, question: ForwardQuestion, mode: str, token_debug: bool, view: str | None, mask: str | None,
-    allow_leak: bool, **options: Any,
-) -> RunPlan:  # fmt: skip
+    backend: str, mode: str, token_debug: bool, view: str | None, mask: str | None, allow_leak: bool,
+    call_seconds: float | None, **options: Any,
+) -> Callable[[ForwardQuestion], RunPlan]:  # fmt: skip
+    """All but the question, which may need the backend's tokenizer."""
     from dualtrace.library import RunMode, RunPlan, SideSpec
 
     if not backend.startswith("backend:"):
         message = f"{backend!r:.80} asked; runs are made by a coordinator's backends: write backend:NAME"
         raise InvalidArgument(Reason.MALFORMED, message, field="backend")
     side = SideSpec(backend, _read_variant(view, mask, allow_leak))
-    return RunPlan(question, side, RunMode(mode.upper()), token_debug, _read_benchmark(mode, options))
+    benchmark = _read_benchmark(mode, options)
+    return lambda question: RunPlan(question, side, RunMode(mode.upper()), token_debug, benchmark, call_seconds)
 
 
 def _read_variant(view: str | None, mask: str | None, allow_leak: bool) -> Variant:
@@ -112,7 +122,7 @@ def _read_variant(view: str | None, mask: str | None, allow_leak: bool) -> Varia
     from dualtrace.view_form import parse_view
     from dualtrace.views import BASE
 
-    spec = None if mask is None else read_mask(mask).inline()
+    spec = None if mask is None else read_mask(mask).usual()
     return Variant(BASE if view is None else parse_view(view), spec, allow_leak)
 
 
@@ -137,7 +147,7 @@ def _read_benchmark(mode: str, options: dict[str, Any]) -> BenchmarkPlan | None:
 @link_options()
 def list_command(link: Link, target: str, identity: str, limit: int, as_json: bool) -> None:
     """Stored runs, the newest first."""
-    from dualtrace.cli.output import show, write_json
+    from dualtrace.cli.output import output_console, show, write_json
     from dualtrace.cli.run_tables import runs_table
     from dualtrace.records import to_json
 
@@ -154,9 +164,9 @@ def list_command(link: Link, target: str, identity: str, limit: int, as_json: bo
 
     runs = with_coordinator(link, work)
     if as_json:
-        write_json({"kind": "dualtrace.runs.run", "runs": to_json(tuple(runs))})
+        write_json({"kind": "dualtrace.runs", "runs": to_json(tuple(runs))})
     elif runs:
-        show([runs_table(runs)])
+        show([runs_table(runs, output_console().width)])
     else:
         click.echo("no run is kept", err=True)
 
@@ -169,9 +179,9 @@ def show_command(link: Link, run_id: str, as_json: bool) -> None:
     if as_json:
         from dualtrace.cli.output import put
 
-        put(with_coordinator(link, lambda client: client.get_run_text(run_id)) + "\n")
+        put(with_coordinator(link, lambda client: client.get_run_text(_bare(run_id))) + "\n")
         return
-    _show_record(with_coordinator(link, lambda client: client.get_run(run_id)), as_json)
+    _show_record(with_coordinator(link, lambda client: client.get_run(_bare(run_id))), as_json)
 
 
 def _show_record(record: RunRecord, as_json: bool) -> None:
@@ -204,7 +214,7 @@ def export_command(link: Link, run_id: str, file: Path, raw: str | None, force: 
         raise InvalidArgument(Reason.ALREADY_EXISTS, f"{file} is there; give --force to replace it", field="--force")
 
     async def work(client: CoordinatorClient) -> bytes:
-        record = await client.get_run(run_id)
+        record = await client.get_run(_bare(run_id))
         if raw is None:
             return (run_to_text(record.run) + "\n").encode()
         digest = record.raw_request_ref if raw == "request" else record.raw_response_ref
@@ -252,5 +262,5 @@ def _compare_there(link: Link, left: str, right: str, as_json: bool) -> None:
     """By the coordinator, with the very question that the left run holds."""
     from dualtrace.cli.comparison import compare_kept, present_report
 
-    outcome, book = with_coordinator(link, lambda client: compare_kept(client, left, right))
-    present_report(outcome.report, book, as_json, outcome.comparison_id)
+    judged = with_coordinator(link, lambda client: compare_kept(client, link, left, right, as_json))
+    present_report(judged, as_json)

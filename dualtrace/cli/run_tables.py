@@ -18,35 +18,59 @@ from dualtrace.library import Backend, BenchmarkFigures, ComparisonSummary, Job,
 from dualtrace.runs.run import Run
 
 SHORT = 48
+ROOMY = 110  # characters from which on a list of ids needs no saving
 VERDICT_STYLES = {Verdict.PASS: "green", Verdict.INCOMPARABLE: "yellow"}
 
 
-def runs_table(runs: Sequence[RunSummary]) -> Table:
+def runs_table(runs: Sequence[RunSummary], width: int = ROOMY) -> Table:
     fixed = [Column(name, no_wrap=True) for name in ("run", "created", "mode")]
-    table = plain_table([*fixed, *(Column(name, overflow="fold") for name in ("target", "model", "question", ""))])
+    folded = ("target", *(("model", "question") if width >= ROOMY else ()), "")
+    table = plain_table([*fixed, *(Column(name, overflow="fold") for name in folded)])
+    tighten(table, width)
     for run in runs:
         marks = [word for word, is_so in (("synthetic", run.synthetic), ("incomplete", not run.complete)) if is_so]
-        cells = (run.run_id, short_time(run.created), run.mode.lower(), run.target, f"{run.model_id} · {run.framework}")
-        told = [Text(show_line(cell, SHORT)) for cell in (*cells, run.question_kind.lower())]
+        cells = [run.run_id, short_time(run.created, width), run.mode.lower(), run.target]
+        if width >= ROOMY:
+            cells += [f"{run.model_id} · {run.framework}", question_word(run.question_kind)]
+        told = [Text(show_line(cell, SHORT)) for cell in cells]
         table.add_row(*told, Text(", ".join(marks), "yellow"))
     return table
 
 
-def short_time(created: str) -> str:
-    """To the second, in UTC."""
-    return show_line(created[:19].replace("T", " "), SHORT)
+def short_time(created: str, width: int = ROOMY) -> str:
+    """To the second, in UTC; where there is little room to the minute, without the year."""
+    told = created[:19] if width >= ROOMY else created[5:16]
+    return show_line(told.replace("T", " "), SHORT)
 
 
-def comparisons_table(comparisons: Sequence[ComparisonSummary]) -> Table:
+def question_word(kind: str) -> str:
+    """A kind of question by its short name, which is that of case files."""
+    return {"ROLLING_LOGPROB": "rolling", "NEXT_TOKEN_DIST": "next token", "MASKED_FORWARD": "masked"}.get(
+        kind, kind.lower().replace("_", " ")
+    )
+
+
+def tighten(table: Table, width: int) -> None:
+    """On a narrow terminal the gaps go first: ids must stay whole, to be copied."""
+    if width < ROOMY:
+        table.padding = (0, 0)
+
+
+def comparisons_table(comparisons: Sequence[ComparisonSummary], width: int = ROOMY) -> Table:
+    """Where no comparison is of a case there is no column for it."""
+    has_cases = any(one.case for one in comparisons)
     fixed = [Column(name, no_wrap=True) for name in ("comparison", "created", "verdict")]
-    folded = [Column(name, overflow="fold") for name in ("left", "right", "question", "case")]
+    names = ("left", "right", *(("question",) if width >= ROOMY else ()), *(("case",) if has_cases else ()))
+    folded = [Column(name, overflow="fold") for name in names]
     table = plain_table([*fixed, *folded, figures("first"), figures("max diff")])
+    tighten(table, width)
     for one in comparisons:
-        verdict = Text(str(one.verdict), VERDICT_STYLES.get(one.verdict, "red"))
-        cells = [Text(show_line(cell, SHORT)) for cell in (one.left, one.right, one.question_kind.lower(), one.case)]
+        known = {"left": one.left, "right": one.right, "question": question_word(one.question_kind), "case": one.case}
         difference = Text(ABSENT if one.max_token_abs_diff is None else f"{one.max_token_abs_diff:.3g}")
-        first = [Text(one.comparison_id), Text(short_time(one.created)), verdict]
-        table.add_row(*first, *cells, count(one.first_divergence_index), difference)
+        verdict = Text(str(one.verdict), VERDICT_STYLES.get(one.verdict, "red"))
+        first = [Text(one.comparison_id), Text(short_time(one.created, width)), verdict]
+        told = [Text(show_line(known[name], SHORT)) for name in names]
+        table.add_row(*first, *told, count(one.first_divergence_index), difference)
     return table
 
 

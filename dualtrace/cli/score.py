@@ -95,12 +95,14 @@ def _check_labels(labels: str | None, label_texts: Sequence[str], item_labels: S
         raise InvalidArgument(reason, message, field="--labels")
 
 
-async def resolve_labels(scorer: Scorer, texts: Sequence[str], deadline: float | None) -> tuple[int, ...]:
+async def resolve_labels(
+    scorer: Scorer, texts: Sequence[str], deadline: float | None, flag: str = "--label-text"
+) -> tuple[int, ...]:
     """The token ids of label texts, by asking the scorer. A text that is not exactly one token is refused."""
     from dualtrace.questions.asked import TokenizeQuestion
     from dualtrace.scorer import ask_one
 
-    inputs: tuple[Input, ...] = tuple(text_input(text, "--label-text") for text in texts)
+    inputs: tuple[Input, ...] = tuple(text_input(text, flag) for text in texts)
     answer = await ask_one(scorer, TokenizeQuestion(inputs), deadline=deadline)
     ids: list[int] = []
     for text, tokens in zip(texts, answer.results, strict=True):
@@ -110,7 +112,7 @@ async def resolve_labels(scorer: Scorer, texts: Sequence[str], deadline: float |
             pairs = zip(tokens.ids.tolist(), tokens.pieces, strict=True)
             listed = ", ".join(f"{token_id} {show_piece(piece)}" for token_id, piece in pairs) or "none"
             message = f"label {text!r} is {len(tokens)} tokens ({listed}); a label must be exactly one"
-            raise InvalidArgument(Reason.OUT_OF_RANGE, message, field="--label-text", allowed="texts of one token")
+            raise InvalidArgument(Reason.OUT_OF_RANGE, message, field=flag, allowed="texts of one token")
         ids.append(int(tokens.ids[0]))
     return tuple(ids)
 

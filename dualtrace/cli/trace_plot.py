@@ -16,7 +16,7 @@ from dualtrace.compare.pass_rule import TokenStatus
 BLOCKS = "▁▂▃▄▅▆▇█"
 LABELS = ("left", "right", "|Δ|")
 LABEL_WIDTH = 6
-NOTE_WIDTH = 24
+NOTE_WIDTH = 28
 FEWEST = 4
 """Fewer tokens than this are seen at a glance in the table."""
 
@@ -33,7 +33,7 @@ def plot_traces(pairs: ItemPairs, width: int) -> list[Text]:
     top = max((value for value in (*left, *right) if value is not None), default=0.0)
     lines = [
         _line(LABELS[0], draw(left, top), f"  0 to {top:.1f} nats"),
-        _line(LABELS[1], draw(right, top), "", _marks(pairs, len(right))),
+        _line(LABELS[1], draw(right, top), "", mark_bad(pairs, len(right))),
         _line(LABELS[2], draw_apart(apart), _range_of(apart)),
     ]
     mark = _mark_divergence(pairs, len(apart))
@@ -79,7 +79,7 @@ def _range_of(apart: Sequence[float | None]) -> str:
     return f"  up to {max(known):.3g} nats, log" if known and max(known) > 0 else "  no difference"
 
 
-def _marks(pairs: ItemPairs, columns: int) -> list[bool]:
+def mark_bad(pairs: ItemPairs, columns: int) -> list[bool]:
     """Columns that hold a token out of tolerance."""
     count = len(pairs)
     bad = [status in {TokenStatus.MISMATCH, TokenStatus.ID_MISMATCH} for status in pairs.statuses]

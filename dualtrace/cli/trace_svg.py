@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from dualtrace.cli.pair_book import ItemPairs
-from dualtrace.cli.trace_plot import FEWEST, shrink
+from dualtrace.cli.trace_plot import FEWEST, mark_bad, shrink
 
 WIDTH, UPPER, LOWER, GAP, LEFT = 1000, 160, 70, 26, 50
 MOST_POINTS = 900
@@ -24,13 +24,14 @@ def trace_svg(pairs: ItemPairs) -> str:
     left, right, apart = (
         shrink(values, MOST_POINTS) for values in (_surprises(pairs, True), _surprises(pairs, False), deltas)
     )
+    bad = mark_bad(pairs, len(apart))
     top = max((value for value in (*left, *right) if value is not None), default=0.0) or 1.0
     parts = [
         _axis(0, UPPER, f"{top:.1f}", "0", "surprise, nats"),
-        _trace([_at(value, top) for value in left], "var(--l)"),
-        _trace([_at(value, top) for value in right], "var(--r)"),
+        _trace([_at(value, top) for value in left], 'stroke="var(--l)" stroke-width="3" stroke-opacity=".55"'),
+        _trace([_at(value, top) for value in right], 'stroke="var(--r)" stroke-width="1.2"'),
         _axis(UPPER + GAP, LOWER, "1e2", "1e-12", "|left - right|, nats"),
-        _bars([_share(value) for value in apart]),
+        _bars([_share(value) for value in apart], bad),
         _divergence(pairs),
         f'<text x="{WIDTH - 150}" y="12" fill="var(--l)">— left</text>'
         f'<text x="{WIDTH - 80}" y="12" fill="var(--r)">— right</text>',
@@ -62,8 +63,8 @@ def _x(place: int, count: int) -> float:
     return LEFT + (WIDTH - LEFT) * (place + 0.5) / max(1, count)
 
 
-def _trace(heights: Sequence[float | None], colour: str) -> str:
-    """A line, broken where a token is unscored."""
+def _trace(heights: Sequence[float | None], pen_style: str) -> str:
+    """A line, broken where a token is unscored. A broad one below a fine one: where they agree both are seen."""
     steps, pen = [], "M"
     for place, height in enumerate(heights):
         if height is None:
@@ -71,18 +72,23 @@ def _trace(heights: Sequence[float | None], colour: str) -> str:
             continue
         steps.append(f"{pen}{_x(place, len(heights)):.1f} {height:.1f}")
         pen = "L"
-    return f'<path d="{"".join(steps)}" fill="none" stroke="{colour}" stroke-width="1.3"/>'
+    return f'<path d="{"".join(steps)}" fill="none" {pen_style}/>'
 
 
-def _bars(shares: Sequence[float | None]) -> str:
+def _bars(shares: Sequence[float | None], bad: Sequence[bool]) -> str:
+    """One a token; red where a token is out of tolerance."""
     base = UPPER + GAP + LOWER
     width = max(0.8, (WIDTH - LEFT) / max(1, len(shares)) * 0.8)
-    drawn = [
-        f"M{_x(place, len(shares)):.1f} {base}V{base - share * LOWER:.1f}"
-        for place, share in enumerate(shares)
-        if share
-    ]
-    return f'<path d="{"".join(drawn)}" stroke="var(--dim)" stroke-width="{width:.1f}"/>' if drawn else ""
+    paths = []
+    for is_bad, colour in ((False, "var(--dim)"), (True, "var(--bad)")):
+        drawn = [
+            f"M{_x(place, len(shares)):.1f} {base}V{base - share * LOWER:.1f}"
+            for place, share in enumerate(shares)
+            if share and bad[place] is is_bad
+        ]
+        if drawn:
+            paths.append(f'<path d="{"".join(drawn)}" stroke="{colour}" stroke-width="{width:.1f}"/>')
+    return "".join(paths)
 
 
 def _axis(top: int, height: int, high: str, low: str, name: str) -> str:

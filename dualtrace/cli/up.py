@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from dualtrace.cli.output import Tell
 
 READY = re.compile(r"listening on grpc (\S+)(?: http (\S+))?")
-NEEDS = {"torch": ("torch", "transformers"), "jax": ("jax",)}
-"""Engines that are started unasked, where what they need is installed."""
-
 LOOK_SECONDS = 0.2
 TEXT = "The capital of France is Paris."
 
@@ -78,17 +74,17 @@ def up(engines: str | None, port: int, http_port: int, data: Path | None, as_jso
 
 
 def _choose(engines: str | None) -> tuple[str, ...]:
-    """The engines asked for, or the installed ones."""
+    """The engines asked for, or those whose frameworks are installed."""
+    from dualtrace.engine_registry import FRAMEWORKS, has_framework, list_engines
+
     if engines is None:
-        found = tuple(name for name, modules in NEEDS.items() if all(find_spec(module) for module in modules))
+        found = tuple(name for name in FRAMEWORKS if has_framework(name))
         if not found:
             message = (
                 "neither torch nor jax is installed: pip install 'dualtrace[torch,jax]', or name --engines reference"
             )
             raise InvalidArgument(Reason.NOT_FOUND, message, field="--engines")
         return found
-    from dualtrace.engine_registry import list_engines
-
     names = tuple(name.strip() for name in engines.split(","))
     known = list_engines()
     for name in names:

@@ -7,21 +7,26 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.cells import cell_len
+from rich.console import Console
 
 import dualtrace.cli as cli
-from dualtrace.cli.compare_tables import choose_rows
+from dualtrace.cli.compare_tables import choose_rows, left_out_line, token_table
 from dualtrace.cli.pair_book import ItemPairs
+from dualtrace.cli.tables import name_engine
 from dualtrace.cli.trace_plot import draw_apart, plot_traces, shrink
 from dualtrace.compare.events import FirstDivergence, TokenPairs
 from dualtrace.compare.pass_rule import TokenStatus
 from dualtrace.compare.report import read_report
 from dualtrace.runs.run import read_run
+from tests.support.compared import PROVENANCE
 
 TEXT = ("--text", "hello the answer is now here")
 PLANTED = "fake:plant_at=5"  # row 5 predicts token 6
@@ -67,6 +72,24 @@ def test_the_reproducing_command_is_quoted_for_a_shell() -> None:
 def test_provenance_differences_stand_before_the_tokens() -> None:
     out = compare("fake:", PLANTED, *TEXT, code=1).stdout
     assert out.index("weights_digest") < out.index("·answer")
+
+
+def test_who_the_sides_are_stands_there_once() -> None:
+    out = compare("fake:", PLANTED, *TEXT, code=1).stdout
+    assert (out.count("weights_digest"), out.count("tolerance float64"), out.count("left   fake:")) == (1, 1, 1)
+    assert "\x1b" not in out
+
+
+def test_an_engines_name_is_told_once() -> None:
+    known = replace(PROVENANCE, framework="torch", framework_version="torch 2.13.0, transformers 5.23.0")
+    assert name_engine(known) == "torch 2.13.0, transformers 5.23.0"
+    assert (
+        name_engine(replace(known, framework="reference", framework_version="numpy 2.4.6")) == "reference numpy 2.4.6"
+    )
+
+
+def test_a_profile_may_be_asked_by_its_name() -> None:
+    assert "tolerance float32-highest: " in compare("fake:", "fake:", *TEXT, "--tolerance", "float32-highest").stdout
 
 
 def test_the_first_divergence_is_marked_at_its_token() -> None:
@@ -128,8 +151,9 @@ def test_a_side_that_is_too_slow_ends_with_3() -> None:
         (("missing.json", "--text", "a"), "no such file"),
         (("fake:", "--text", "a", "--dtype", "float32"), "dtype"),
         (("backend:a", "fake:", "--text", "a"), "backend"),
-        (("backend:a", "backend:b", "--text", "a"), "--coordinator"),
-        (("run:a", "fake:"), "--coordinator"),
+        (("backend:a", "backend:b", "--text", "a", "--coordinator", "http://x"), "--coordinator"),
+        (("backend:a", "backend:b", "--text", "a", "--coordinator", "x:1", "--key", __file__), "grpcs://"),
+        (("run:a", "fake:", "--coordinator", "http://x"), "--coordinator"),
         (("fake:", "--text", "a", "--read", "0:1", "--stride", "2"), "one window"),
     ],
     ids=lambda value: None if isinstance(value, tuple) else value,
@@ -259,11 +283,12 @@ def test_the_page_is_whole_and_fetches_nothing(name: str, tmp_path: Path) -> Non
 
 def test_hostile_text_is_escaped_on_the_page_and_on_the_terminal(tmp_path: Path) -> None:
     file = tmp_path / "out.html"
-    text = "<script>alert(1)</script>\x1b[31m & \u202e so"
+    text = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[31m & \u202e so"
     out = compare("fake:", "fake:seed=1", "--text", text, "--text", "b", "--html", file, code=1).stdout
     assert "\x1b[31m" not in out
     assert "\u202e" not in out
-    assert "<script" not in file.read_text()
+    assert not [tag for tag in ("<script", "</script", "<img") if tag in file.read_text()]
+    assert "default-src 'none'" in file.read_text()  # and were it there, a browser would not run it
     assert "\u202e" not in file.read_text()
 
 
@@ -296,6 +321,34 @@ def test_a_long_text_shows_the_first_divergence_with_its_surroundings_and_the_wo
     rows = choose_rows(pairs_of(4000, (1000, 3000)), all_tokens=False)
     assert {992, 1000, 1008, 3000} <= set(rows)
     assert len(rows) < 40
+
+
+def test_a_long_text_says_how_much_of_it_is_shown() -> None:
+    (line,) = left_out_line(pairs_of(4000, (1000,)), all_tokens=False)
+    assert line.plain.startswith("17 of 4000 tokens")
+    assert list(left_out_line(pairs_of(4000, (1000,)), all_tokens=True)) == []
+
+
+WORDS = ("中文字符漢字", " supercalifragilisticexpialidocious", "🙂🙂", "\u202e", "é")
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_line_of_the_table_is_no_longer_than_the_terminal_is_wide(width: int) -> None:
+    pairs, count = ItemPairs(), 20
+    values = tuple(-12.34567 - place for place in range(count))
+    pieces = tuple(WORDS[place % len(WORDS)].encode() for place in range(count))
+    pairs.add(
+        TokenPairs(0, 4000, tuple(range(128_000, 128_000 + count)), pieces, (TokenStatus.MISMATCH,) * count, values,
+                   tuple(value - 1 for value in values), (12_345,) * count, (112_345,) * count)
+    )  # fmt: skip
+    pairs.divergence = FirstDivergence(0, 4000, -1.0, -2.0)
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(token_table(pairs, width, all_tokens=False))
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    assert max(cell_len(line) for line in lines) <= width
+    assert "-12.34567" in lines[3]  # no number was cut
+    assert "DIFFERS ◀ first" in lines[3]
 
 
 def test_all_tokens_shows_all() -> None:

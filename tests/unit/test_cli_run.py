@@ -32,7 +32,7 @@ def shown(table: Any) -> str:
         (["backend:a"], "nothing to ask"),
         (["backend:a", "--text", "x", "--repeats", "5"], "--mode benchmark"),
         (["backend:a", "--text", "x", "--fallback", "auto"], "--fallback is for --mode benchmark"),
-        (["backend:a", "--query", "q", "--item", "i", "--label", "yes"], "--labels IDS"),
+        (["backend:a", "--query", "q", "--item", "i"], "--labels IDS"),
         (["backend:a", "--text", "x", "--next", "y"], "different questions"),
         (["backend:a", "--text", "x", "--view", "tuned"], "finetuned:NAME"),
     ],

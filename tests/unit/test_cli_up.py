@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -17,11 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 from dualtrace.cli import main
-from dualtrace.cli.up import NEEDS, _choose
+from dualtrace.cli.up import _choose
+from dualtrace.engine_registry import FRAMEWORKS
 from tests.support.processes import Process, Processes, wait_until
 
 SECONDS = 60.0
-UP_MODULE = importlib.import_module("dualtrace.cli.up")  # its name in the package is the command
 UP = [sys.executable, "-m", "dualtrace.cli", "up"]
 
 
@@ -126,11 +125,11 @@ def test_what_cannot_work_is_refused_before_anything_starts(wrong: list[str]) ->
 
 
 def test_the_installed_engines_are_started_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(UP_MODULE, "find_spec", lambda name: None if name == "jax" else name)
+    monkeypatch.setattr("dualtrace.engine_registry.find_spec", lambda name: None if name == "jax" else name)
     assert _choose(None) == ("torch",)
 
 
 def test_without_an_installed_engine_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(UP_MODULE, "find_spec", lambda _name: None)
+    monkeypatch.setattr("dualtrace.engine_registry.find_spec", lambda _name: None)
     result = CliRunner().invoke(main, ["up", "--model", "."])
-    assert (result.exit_code, all(name in result.output for name in NEEDS)) == (2, True)
+    assert (result.exit_code, all(name in result.output for name in FRAMEWORKS)) == (2, True)
