@@ -34,6 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # The machine is shared: how long one example took says nothing about the code.
     hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
     hypothesis.settings.load_profile("house")
+    # Two sessions on one machine clean away old temporary folders at the same time.
+    config.addinivalue_line("filterwarnings", r"ignore:\(rm_rf\) error removing:pytest.PytestWarning")
+    config.addinivalue_line("markers", "engines_but(*names): runs with all engines of --engines but these")
     if not list_engines(config):
         raise pytest.UsageError("--engines names none; name one, or several with commas between")
 
@@ -43,8 +46,12 @@ def list_engines(config: pytest.Config) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test is not made for an engine that it says nothing about, rather than made and skipped."""
     if "engine_name" in metafunc.fixturenames:
-        metafunc.parametrize("engine_name", list_engines(metafunc.config), indirect=True)
+        marker = metafunc.definition.get_closest_marker("engines_but")
+        left_out = () if marker is None else marker.args
+        names = [name for name in list_engines(metafunc.config) if name not in left_out]
+        metafunc.parametrize("engine_name", names, indirect=True)
 
 
 @pytest.fixture

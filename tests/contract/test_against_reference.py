@@ -20,12 +20,8 @@ from tests.support.tolerances import FLOAT64
 LENGTHS = (1, 2, 17, 64, 200)  # rope faults hide in short texts
 
 
-@pytest.fixture
-def other(subject: Subject) -> Subject:
-    """An engine that is another implementation of the same models."""
-    if subject.name in {"fake", "reference"}:
-        pytest.skip("there is no model behind the fake engine, and the reference is what others are held to")
-    return subject
+# No model stands behind the fake engine, and the reference is what others are held to.
+OTHERS = pytest.mark.engines_but("fake", "reference")
 
 
 def rows_of(subject: Subject) -> list[Row]:
@@ -44,17 +40,19 @@ def column(engine: Engine, rows: list[Row], name: str) -> list[float]:
     return values
 
 
+@OTHERS
 @pytest.mark.parametrize("name", ["logprobs", "top_logprobs", "extra_logprobs", "tail_logprobs", "rest_logprobs"])
-def test_its_numbers_are_those_of_the_reference(other: Subject, name: str) -> None:
-    reference = load_subject("reference", other.family)
-    rows = rows_of(other)
-    found, expected = column(other.engine, rows, name), column(reference.engine, rows, name)
-    assert_close(found, expected, other.tolerance)
+def test_its_numbers_are_those_of_the_reference(subject: Subject, name: str) -> None:
+    reference = load_subject("reference", subject.family)
+    rows = rows_of(subject)
+    found, expected = column(subject.engine, rows, name), column(reference.engine, rows, name)
+    assert_close(found, expected, subject.tolerance)
 
 
-def test_its_card_describes_the_same_model(other: Subject) -> None:
-    reference = load_subject("reference", other.family)
-    mine, theirs = other.engine.card, reference.engine.card
+@OTHERS
+def test_its_card_describes_the_same_model(subject: Subject) -> None:
+    reference = load_subject("reference", subject.family)
+    mine, theirs = subject.engine.card, reference.engine.card
     for name in ("vocab_size", "max_positions", "layers", "query_heads", "kv_heads", "hidden_size", "windows"):
         assert getattr(mine, name) == getattr(theirs, name), name
     assert mine.provenance.weights_digest == theirs.provenance.weights_digest

@@ -11,7 +11,8 @@ from dualtrace.masks.plan import MaskPlan
 from tests.support.engines import MODELS, assert_near, loaded, require, tolerance_of
 from tests.support.masked import IDS, MASKS, TOKENS, Answer, ask, ask_shared, plan_for, read_all, run, split, whole
 
-pytestmark = pytest.mark.parametrize("model", MODELS)
+# No model stands behind the fake engine; that it refuses has tests in test_abilities_contract.py.
+pytestmark = [pytest.mark.parametrize("model", MODELS), pytest.mark.engines_but("fake")]
 
 
 def masking(engine_name: str, model: str, step_tokens: int = 256) -> Engine:

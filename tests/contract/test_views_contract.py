@@ -12,7 +12,8 @@ from dualtrace.views import BASE, Noise, View, finetuned, null, scaled
 from tests.support.engines import MODELS, assert_near, loaded, require, tolerance_of
 from tests.support.masked import IDS, MASKS, TOKENS, Answer, ask, ask_shared, plan_for, read_all, run, whole
 
-pytestmark = pytest.mark.parametrize("model", MODELS)
+# No model stands behind the fake engine; that it refuses has tests in test_abilities_contract.py.
+pytestmark = [pytest.mark.parametrize("model", MODELS), pytest.mark.engines_but("fake")]
 
 VIEWS: dict[str, View] = {
     "base": BASE,
@@ -28,7 +29,7 @@ ONE_VIEW = pytest.mark.parametrize("name", VIEWS)
 
 def adapted(engine_name: str, model: str) -> Engine:
     engine = loaded(engine_name, model)
-    require(engine_name, engine, "views")  # before adapters are given: the fake engine would refuse or ignore them
+    require(engine_name, engine, "views")
     return loaded(engine_name, model, adapters=True)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,7 +13,7 @@ from tests.support.coordinated import House, address_of, case_text, run, write_c
 from tests.support.processes import Processes
 from tests.support.tiny import tiny_model
 
-PLANTED = {"plant0": 0, "plant7": 7, "plant12": 12}  # backend -> the row whose logits are bent
+PLANTED = {"plant0": 0, "plant7": 7}  # backend -> the row whose logits are bent
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +111,16 @@ def test_a_selection_without_a_case_is_wrong_usage(house: House, selection: list
     assert "nowhere" in result.stderr
 
 
-def test_a_kept_case_runs_again_after_the_coordinator_was_killed(tmp_path: Path) -> None:
-    with Processes(tmp_path) as processes:
-        house = House(processes, tmp_path / "data", {"plain": "", "plant7": "plant_at=7,plant=3"}).start()
-        house.read("case", "create", write_case_file(tmp_path, case_text("kept", "backend:plain", "backend:plant7")))
-        before = house.read("case", "run", "--name", "kept", code=1)["cases"][0]
-        assert house.coordinator is not None
-        house.coordinator.popen.kill()
-        house.coordinator.wait()
-        house.start_coordinator()
-        after = house.read("case", "run", "--name", "kept", code=1)["cases"][0]
-        assert after["first_divergence_index"] == before["first_divergence_index"] == 8
-        kept = house.read("comparison", "list", "--case", "kept")["comparisons"]
-        assert [one["comparison_id"] for one in kept] == [after["comparison_id"], before["comparison_id"]]
+def test_a_kept_case_runs_again_after_the_coordinator_was_killed(house: House, tmp_path: Path) -> None:
+    text = case_text("kept", "backend:plain", "backend:plant7", tags="again")
+    house.read("case", "create", write_case_file(tmp_path, text))
+    before = house.read("case", "run", "--name", "kept", code=1)["cases"][0]
+    house.end_coordinator(signal.SIGKILL)
+    house.start_coordinator()
+    after = house.read("case", "run", "--name", "kept", code=1)["cases"][0]
+    assert after["first_divergence_index"] == before["first_divergence_index"] == 8
+    kept = house.read("comparison", "list", "--case", "kept")["comparisons"]
+    assert [one["comparison_id"] for one in kept] == [after["comparison_id"], before["comparison_id"]]
 
 
 def test_engines_are_started_once_for_all_cases_and_none_is_left(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from dualtrace.problems import FailedPrecondition
 from dualtrace.questions.answers import NextTokens
 from dualtrace.questions.asked import Input, NextTokenQuestion, RollingQuestion
 from tests.support.adapters import broken_adapter, tiny_adapter
-from tests.support.processes import Process, Processes
+from tests.support.processes import Process, Processes, run_command
 from tests.support.tiny import tiny_model
 
 DUALTRACE = [sys.executable, "-m", "dualtrace.cli"]
@@ -41,7 +40,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def call_json(*arguments: str | Path) -> Any:
-    done = subprocess.run([*DUALTRACE, *map(str, arguments), "--json"], capture_output=True, timeout=60, check=False)
+    done = run_command([*DUALTRACE, *arguments, "--json"])
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

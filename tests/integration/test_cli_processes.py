@@ -1,14 +1,11 @@
 """The command line as real processes: serving, asking, dying in every way, and leaving nobody behind."""
 
 import json
-import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,8 @@ from typing import Any
 import pytest
 
 from dualtrace.runs.run import read_run
-from tests.support.processes import Process, Processes, list_group, wait_until
+from tests.support.coordinated import count_steps
+from tests.support.processes import Process, Processes, list_group, run_command, wait_until
 from tests.support.tiny import tiny_model
 
 DUALTRACE = [sys.executable, "-m", "dualtrace.cli"]
@@ -33,9 +31,8 @@ def serve(processes: Processes, *arguments: str | Path, engine: str = "fake") ->
     return process, f"grpc://{process.ready[1]}"
 
 
-def call(*arguments: str | Path, stdin: bytes = b"", timeout: float = 30) -> subprocess.CompletedProcess[bytes]:
-    command = [*DUALTRACE, *(str(one) for one in arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, check=False)
+def call(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    return run_command([*DUALTRACE, *arguments])
 
 
 def call_json(*arguments: str | Path) -> Any:
@@ -55,30 +52,28 @@ def ask_slowly(processes: Processes, sidecar: Process, target: str, ids: str = I
     return client
 
 
-def count_steps(sidecar: Process) -> float:
-    match = re.search(r"metrics on (\S+)", sidecar.stderr)
-    assert match is not None, sidecar.tell()
-    with urllib.request.urlopen(match[1], timeout=5) as answer:
-        return float(re.search(rb"dualtrace_engine_step_seconds_count (\S+)", answer.read())[1])  # type: ignore[index]
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, str]]:
+    """A sidecar that nobody harms, and its target."""
+    with Processes(tmp_path_factory.mktemp("plain")) as started:
+        yield serve(started)
 
 
 @pytest.fixture(scope="module")
-def plain_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A sidecar that nobody harms."""
-    with Processes(tmp_path_factory.mktemp("plain")) as started:
-        yield serve(started)[1]
+def plain_target(plain: tuple[Process, str]) -> str:
+    return plain[1]
 
 
-def test_what_listens_is_told_on_standard_output_alone(processes: Processes) -> None:
-    process, target = serve(processes)
+def test_what_listens_is_told_on_standard_output_alone(plain: tuple[Process, str]) -> None:
+    process, target = plain
     assert process.stdout == f"listening on {target.removeprefix('grpc://')}\n"
     assert "loaded in" in process.stderr
 
 
 @pytest.mark.parametrize("engine", ["fake", "reference"])
-def test_a_sidecar_answers_as_the_engine_in_process_does(processes: Processes, engine: str) -> None:
+def test_a_sidecar_answers_as_the_engine_in_process_does(processes: Processes, plain_target: str, engine: str) -> None:
     model = tiny_model()
-    _, target = serve(processes, *(["--model", str(model)] if engine == "reference" else []), engine=engine)
+    target = plain_target if engine == "fake" else serve(processes, "--model", model, engine=engine)[1]
     asked = ["--text", "The answer is 🙂.", "--top-k", "3"]
     remote = call_json("rolling", target, *asked)
     local = call_json("rolling", f"reference:{model}" if engine == "reference" else "fake:", *asked)
@@ -115,7 +110,7 @@ def test_a_sidecar_that_is_told_to_stop_ends_well(processes: Processes, number: 
 
 def test_a_running_call_ends_before_its_sidecar_does(processes: Processes) -> None:
     process, target = serve_slowly(processes)
-    client = ask_slowly(processes, process, target, ids=",".join(["5"] * 30))
+    client = ask_slowly(processes, process, target, ids=",".join(["5"] * 15))
     process.send(signal.SIGTERM)
     assert client.wait() == 0
     assert read_run(client.stdout).complete
@@ -171,8 +166,7 @@ def test_a_model_whose_numbers_are_bad_never_listens() -> None:
 
 
 def test_a_sidecar_told_to_stops_with_its_standard_input() -> None:
-    command = [*DUALTRACE, "serve", "fake", "--port", "0", "--stop-with-stdin"]
-    done = subprocess.run(command, input=b"", capture_output=True, timeout=20, check=False)
+    done = call("serve", "fake", "--port", "0", "--stop-with-stdin")  # which is empty here
     assert b"Fatal" not in done.stderr
     assert done.returncode in {0, -signal.SIGTERM}  # stopped while serving, or before it did
 
@@ -218,9 +212,8 @@ def test_a_reader_that_leaves_early_is_no_failure_to_talk_about(form: list[str])
 
 
 def test_output_in_a_narrow_encoding_does_not_fail() -> None:
-    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [*DUALTRACE, "tokenize", "fake:", "--text", "é a"]
-    done = subprocess.run(command, capture_output=True, env=environ, check=False, timeout=20)
+    done = run_command(command, environ={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert done.stdout.isascii()
 
@@ -257,7 +250,7 @@ def parent_of(entry: Path) -> int:
 
 
 def test_the_demo_compares_over_real_processes_and_ends_them() -> None:
-    done = call("demo", "--model", tiny_model(), *QUICK_ENGINES, timeout=60)
+    done = call("demo", "--model", tiny_model(), *QUICK_ENGINES)
     assert done.returncode == 0, done.stderr
     for word in ("verdict: PASS", "verdict: FAIL", "name: capitals", "PASS  capitals", "where the second document"):
         assert word.encode() in done.stdout

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
 import sys
 import time
-import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dualtrace.compare.report import CompareReport, Verdict, read_report
-from tests.support.processes import Process, Processes, list_group, wait_until
+from tests.support.coordinated import count_steps, is_at_rest, read_metric
+from tests.support.processes import Process, Processes, list_group, run_command, wait_until
 from tests.support.tiny import tiny_model
 
 DUALTRACE = [sys.executable, "-m", "dualtrace.cli"]
@@ -30,9 +29,15 @@ def serve(processes: Processes, spec: str = "", *arguments: str) -> tuple[Proces
     return process, f"grpc://{process.ready[1]}"
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A sidecar that nobody harms."""
+    with Processes(tmp_path_factory.mktemp("plain")) as started:
+        yield serve(started)[1]
+
+
 def compare(*arguments: str | Path, code: int) -> CompareReport:
-    command = [*DUALTRACE, "compare", *(str(one) for one in arguments), "--json"]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    done = run_command([*DUALTRACE, "compare", *arguments, "--json"])
     assert done.returncode == code, (done.returncode, done.stdout[-2000:], done.stderr)
     return read_report(done.stdout.decode())
 
@@ -64,10 +69,9 @@ def start_comparison(processes: Processes) -> tuple[Process, list[int]]:
     return client, list_sidecars(client.pid)
 
 
-def test_a_planted_difference_between_two_sidecars_is_found_at_its_token(processes: Processes) -> None:
-    _left, left = serve(processes)
+def test_a_planted_difference_between_two_sidecars_is_found_at_its_token(processes: Processes, plain: str) -> None:
     _right, right = serve(processes, "plant_at=137")
-    report = compare(left, right, *IDS, code=1)
+    report = compare(plain, right, *IDS, code=1)
     assert report.tokens is not None
     assert (report.verdict, report.tokens.first_divergence_index) == (Verdict.FAIL, 138)
     assert (report.tokens.token_mismatch_count, report.tokens.aligned_count) == (1, 299)
@@ -122,14 +126,15 @@ def test_ctrl_c_while_two_sides_answer_ends_with_130_and_frees_their_queues(proc
     assert wait_until(lambda: min(count_steps(left), count_steps(right)) > 2, 20), client.tell()
     client.send(signal.SIGINT)
     assert client.wait(10) == 130, client.tell()
-    assert wait_until(lambda: not is_stepping(left) and not is_stepping(right), 5)
+    assert wait_until(lambda: is_at_rest(left, 0.1) and is_at_rest(right, 0.1), 5)
 
 
-def test_a_side_that_is_killed_is_named_and_the_other_answer_is_kept(processes: Processes, tmp_path: Path) -> None:
-    _left, left_target = serve(processes)
+def test_a_side_that_is_killed_is_named_and_the_other_answer_is_kept(
+    processes: Processes, plain: str, tmp_path: Path
+) -> None:
     right, right_target = serve(processes, SLOW, "--metrics-port", "0", "--chunk-tokens", "1")
     kept = tmp_path / "left.json"
-    command = [*DUALTRACE, "compare", left_target, right_target, *IDS, "--json", "--save-left", str(kept)]
+    command = [*DUALTRACE, "compare", plain, right_target, *IDS, "--json", "--save-left", str(kept)]
     client = processes.start(command, name="compare")
     assert wait_until(lambda: count_steps(right) > 3, 20), client.tell()
     os.kill(right.pid, signal.SIGKILL)
@@ -138,14 +143,15 @@ def test_a_side_that_is_killed_is_named_and_the_other_answer_is_kept(processes: 
     assert report.verdict is Verdict.ERROR
     assert report.left.problem is None
     assert report.right.problem is not None
+    assert report.tokens is not None
+    assert report.tokens.aligned_count > 0  # what both had told before
     assert json.loads(kept.read_text())["complete"] is True
 
 
-def test_a_slow_side_ends_with_its_deadline_and_3(processes: Processes) -> None:
-    _left, left = serve(processes)
+def test_a_slow_side_ends_with_its_deadline_and_3(processes: Processes, plain: str) -> None:
     _right, right = serve(processes, SLOW)
     begun = time.monotonic()
-    report = compare(left, right, *IDS, "--timeout", "1.5", code=3)
+    report = compare(plain, right, *IDS, "--timeout", "1.5", code=3)
     assert time.monotonic() - begun < 10
     assert report.right.problem is not None
     assert report.right.problem.reason == "DEADLINE"
@@ -161,8 +167,7 @@ def test_an_engine_that_cannot_start_is_a_failed_side_with_its_own_words(tmp_pat
     assert report.right.problem is None
 
 
-def test_a_full_queue_is_the_failure_of_that_side_alone(processes: Processes) -> None:
-    _left, left = serve(processes)
+def test_a_full_queue_is_the_failure_of_that_side_alone(processes: Processes, plain: str) -> None:
     more = ("--queue-limit", "1", "--metrics-port", "0", "--chunk-tokens", "1", "--batch-tokens", "600")
     right, right_target = serve(processes, SLOW, *more)
     ask = [*DUALTRACE, "rolling", right_target, "--ids", ",".join(["5"] * 600)]  # too long to pass another one
@@ -170,25 +175,7 @@ def test_a_full_queue_is_the_failure_of_that_side_alone(processes: Processes) ->
     assert wait_until(lambda: count_steps(right) > 0, 20)
     processes.start(ask, name="waiting")
     assert wait_until(lambda: read_metric(right, "dualtrace_waiting_calls") == 1, 20)
-    report = compare(left, right_target, *IDS, code=3)
+    report = compare(plain, right_target, *IDS, code=3)
     assert report.right.problem is not None
     assert report.right.problem.reason == "QUEUE_FULL"
     assert report.left.problem is None
-
-
-def count_steps(sidecar: Process) -> float:
-    return read_metric(sidecar, "dualtrace_engine_step_seconds_count")
-
-
-def read_metric(sidecar: Process, name: str) -> float:
-    match = re.search(r"metrics on (\S+)", sidecar.stderr)
-    assert match is not None, sidecar.tell()
-    with urllib.request.urlopen(match[1], timeout=5) as response:
-        found = re.search(rf"^{name} (\S+)", response.read().decode(), re.MULTILINE)
-    return float(found[1]) if found else 0.0
-
-
-def is_stepping(sidecar: Process) -> bool:
-    before = count_steps(sidecar)
-    time.sleep(0.4)
-    return count_steps(sidecar) > before

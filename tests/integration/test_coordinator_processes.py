@@ -9,10 +9,20 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from tests.support.coordinated import TEXT, House, address_of, case_text, count_steps, run, write_case_file
+from tests.support.coordinated import (
+    TEXT,
+    House,
+    address_of,
+    case_text,
+    count_steps,
+    is_at_rest,
+    run,
+    write_case_file,
+)
 from tests.support.processes import Process, Processes, wait_until
 
-SLOW = "step=1,step_ms=100"
+SLOW_SECONDS = 0.1
+SLOW = f"step=1,step_ms={SLOW_SECONDS * 1e3:g}"
 STALLED = "step=1,step_ms=30000"
 LONG = "x" * 400  # forty seconds of a slow side
 GONE_BY = 15.0  # seconds within which a faulty side must have been told
@@ -20,23 +30,16 @@ GONE_BY = 15.0  # seconds within which a faulty side must have been told
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """Sides that nobody harms."""
+    """Sides that nobody harms; a test that ends the coordinator starts it again."""
     folder = tmp_path_factory.mktemp("house")
-    specs = {"plain": "", "bent": "plant_at=3,plant=3", "slow": SLOW}
+    specs = {"plain": "", "bent": "plant_at=3,plant=3", "slow": SLOW, "stalled": STALLED}
     with Processes(folder) as processes:
-        yield House(processes, folder / "data", specs, ("--max-comparisons", "1")).start()
+        opened = House(processes, folder / "data", specs, ("--max-comparisons", "1")).start()
+        yield opened
+        opened.sidecars["stalled"].popen.kill()  # its step would be waited for
 
 
-@pytest.fixture
-def frail(tmp_path: Path) -> Iterator[Callable[[str], House]]:
-    """A house of its own whose `right` side may be harmed."""
-    with Processes(tmp_path) as processes:
-        yield lambda spec: House(processes, tmp_path / "data", {"left": "", "right": spec}).start()
-        for process in processes.started:  # a stalled one would be waited for
-            process.popen.kill()
-
-
-def compare(house: House, folder: Path, *flags: str, left: str = "left", right: str = "right") -> Result:
+def compare(house: House, folder: Path, *flags: str, left: str = "plain", right: str) -> Result:
     file = write_case_file(folder, case_text("faulty", f"backend:{left}", f"backend:{right}", text=LONG))
     return house.run("case", "run", file, "--json", *flags)
 
@@ -60,11 +63,9 @@ def await_steps(sidecar: Process) -> None:
     assert wait_until(lambda: count_steps(sidecar) > before + 2, 20), sidecar.tell()
 
 
-def test_a_side_that_is_killed_is_named_and_the_other_one_is_kept(
-    frail: Callable[[str], House], tmp_path: Path
-) -> None:
-    house = frail(SLOW)
-    comparing = Meanwhile(lambda: compare(house, tmp_path))
+def test_a_side_that_is_killed_is_named_and_the_other_one_is_kept(processes: Processes, tmp_path: Path) -> None:
+    house = House(processes, tmp_path / "data", {"left": "", "right": SLOW}).start()
+    comparing = Meanwhile(lambda: compare(house, tmp_path, left="left", right="right"))
     await_steps(house.sidecars["right"])
     house.sidecars["right"].popen.kill()
     result = comparing.wait()
@@ -73,21 +74,19 @@ def test_a_side_that_is_killed_is_named_and_the_other_one_is_kept(
     assert summary["verdict"] == "ERROR"
     report = house.read("comparison", "show", summary["comparison_id"])
     assert (report["left"]["problem"], report["right"]["problem"]["code"]) == (None, "UNAVAILABLE")
+    assert report["tokens"]["aligned_count"] > 0  # what both had told before
     kept = {one["target"]: one["complete"] for one in house.read("run", "list")["runs"]}
     assert kept["backend:left"] is True
     assert kept.get("backend:right", False) is False
 
 
 @pytest.mark.parametrize("coordinated", [True, False], ids=["coordinator", "in process"])
-def test_a_side_that_stalls_is_bounded_by_the_deadline(
-    frail: Callable[[str], House], tmp_path: Path, coordinated: bool
-) -> None:
-    house = frail(STALLED)
+def test_a_side_that_stalls_is_bounded_by_the_deadline(house: House, tmp_path: Path, coordinated: bool) -> None:
     begun = time.monotonic()
     if coordinated:
-        result = compare(house, tmp_path, "--timeout", "1")
+        result = compare(house, tmp_path, "--timeout", "1", right="stalled")
     else:
-        sides = [f"grpc://{address_of(house.sidecars[name])}" for name in ("left", "right")]
+        sides = [f"grpc://{address_of(house.sidecars[name])}" for name in ("plain", "stalled")]
         file = write_case_file(tmp_path, case_text("faulty", *sides, text=LONG))
         result = run("case", "run", file, "--json", "--timeout", "1")
     assert result.exit_code == 3, result.output
@@ -95,13 +94,13 @@ def test_a_side_that_stalls_is_bounded_by_the_deadline(
     assert time.monotonic() - begun < GONE_BY
 
 
-def test_a_coordinator_that_is_killed_is_told_to_its_caller(frail: Callable[[str], House], tmp_path: Path) -> None:
-    house = frail(SLOW)
-    comparing = Meanwhile(lambda: compare(house, tmp_path))
-    await_steps(house.sidecars["right"])
-    assert house.coordinator is not None
-    house.coordinator.popen.kill()
-    assert comparing.wait().exit_code == 3
+def test_a_coordinator_that_is_killed_is_told_to_its_caller(house: House, tmp_path: Path) -> None:
+    comparing = Meanwhile(lambda: compare(house, tmp_path, right="slow"))
+    await_steps(house.sidecars["slow"])
+    house.end_coordinator(signal.SIGKILL)
+    result = comparing.wait()
+    house.start_coordinator()
+    assert result.exit_code == 3
 
 
 def test_a_job_that_is_cancelled_leaves_the_engine_in_peace(house: House) -> None:
@@ -109,13 +108,7 @@ def test_a_job_that_is_cancelled_leaves_the_engine_in_peace(house: House) -> Non
     await_steps(house.sidecars["slow"])
     house.read("job", "cancel", job["job_id"])
     assert house.read("job", "watch", job["job_id"], code=1)["state"] == "CANCELLED"
-    assert wait_until(lambda: is_at_rest(house.sidecars["slow"]), GONE_BY)
-
-
-def is_at_rest(sidecar: Process) -> bool:
-    before = count_steps(sidecar)
-    time.sleep(0.35)  # more than three of its steps
-    return count_steps(sidecar) == before
+    assert wait_until(lambda: is_at_rest(house.sidecars["slow"], SLOW_SECONDS), GONE_BY)
 
 
 def test_watching_a_job_from_a_number_on_skips_what_came_before(house: House) -> None:
@@ -128,10 +121,10 @@ def test_watching_a_job_from_a_number_on_skips_what_came_before(house: House) ->
 def test_one_comparison_too_many_is_refused_and_the_first_goes_on(house: House, tmp_path: Path) -> None:
     first = Meanwhile(lambda: house.run("run", "start", "backend:plain", "--text", "before"))
     first.wait()
-    file = write_case_file(tmp_path, case_text("long", "backend:plain", "backend:slow", text="x" * 60))
+    file = write_case_file(tmp_path, case_text("long", "backend:plain", "backend:slow", text="x" * 30))
     long = Meanwhile(lambda: house.run("case", "run", file, "--json"))
     await_steps(house.sidecars["slow"])
-    refused = compare(house, tmp_path, left="plain", right="plain")
+    refused = compare(house, tmp_path, right="plain")
     assert refused.exit_code == 3, refused.output
     assert "RESOURCE_EXHAUSTED" in refused.output or "comparisons" in refused.output
     assert long.wait(30).exit_code == 0
@@ -180,7 +173,7 @@ def test_a_kept_case_that_takes_too_long_is_stopped(house: House, tmp_path: Path
     result = house.run("case", "run", "--name", "slow", "--timeout", "1")
     assert result.exit_code == 3, result.output
     assert "took more than 1 s" in result.stdout
-    assert wait_until(lambda: is_at_rest(house.sidecars["slow"]), GONE_BY)
+    assert wait_until(lambda: is_at_rest(house.sidecars["slow"], SLOW_SECONDS), GONE_BY)
 
 
 def test_raw_bytes_of_a_run_can_be_had(house: House, tmp_path: Path) -> None:
@@ -209,9 +202,8 @@ def test_what_does_not_exist_is_not_found(house: House, arguments: list[str]) ->
     assert "Traceback" not in result.stderr
 
 
-def test_a_coordinator_that_is_told_to_stop_ends_well(frail: Callable[[str], House]) -> None:
-    house = frail("")
-    assert house.coordinator is not None
-    house.coordinator.send(signal.SIGTERM)
-    assert house.coordinator.wait() == 0
-    assert "Traceback" not in house.coordinator.stderr
+def test_a_coordinator_that_is_told_to_stop_ends_well(house: House) -> None:
+    ended = house.end_coordinator(signal.SIGTERM)
+    house.start_coordinator()
+    assert ended.popen.returncode == 0
+    assert "Traceback" not in ended.stderr

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
-import subprocess
 import sys
 import time
-import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.processes import Process, Processes, wait_until
+import pytest
+
+from tests.support.coordinated import read_metric
+from tests.support.processes import Process, Processes, run_command, wait_until
 
 GRPCURL = Path(sys.executable).with_name("grpcurl")
 DUALTRACE = [sys.executable, "-m", "dualtrace.cli"]
@@ -26,21 +27,18 @@ def serve(processes: Processes, spec: str) -> tuple[Process, str]:
 
 
 def grpcurl(*arguments: str) -> str:
-    done = subprocess.run([GRPCURL, "-plaintext", *arguments], capture_output=True, text=True, timeout=30, check=False)
-    return done.stdout + done.stderr
+    done = run_command([GRPCURL, "-plaintext", *arguments])
+    return (done.stdout + done.stderr).decode()
 
 
-def metric(sidecar: Process, name: str) -> float:
-    address = re.search(r"metrics on (\S+)", sidecar.stderr)
-    assert address is not None, sidecar.tell()
-    with urllib.request.urlopen(address[1], timeout=5) as answer:
-        found = re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)
-    assert found is not None, f"no metric {name}"
-    return float(found[1])
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A sidecar that nobody harms."""
+    with Processes(tmp_path_factory.mktemp("plain")) as started:
+        yield serve(started, "")[1]
 
 
-def test_grpcurl_finds_the_services_by_reflection_and_gets_an_answer(processes: Processes) -> None:
-    _sidecar, address = serve(processes, "")
+def test_grpcurl_finds_the_services_by_reflection_and_gets_an_answer(address: str) -> None:
     listed = grpcurl(address, "list")
     assert SERVICE in listed
     assert "grpc.health.v1.Health" in listed
@@ -52,8 +50,7 @@ def test_grpcurl_finds_the_services_by_reflection_and_gets_an_answer(processes: 
     assert "summary" in streamed
 
 
-def test_grpcurl_is_told_the_reason_and_the_field(processes: Processes) -> None:
-    _sidecar, address = serve(processes, "")
+def test_grpcurl_is_told_the_reason_and_the_field(address: str) -> None:
     refused = grpcurl("-d", json.dumps({"top_k": -1}), address, f"{SERVICE}/NextTokenDist")
     assert "InvalidArgument" in refused
     assert "OUT_OF_RANGE" in refused
@@ -68,18 +65,18 @@ def test_a_client_killed_in_mid_stream_leaves_no_work_in_the_queue(processes: Pr
         for number in range(2)
     ]
     # One runs, one waits behind it.
-    assert wait_until(lambda: metric(sidecar, "dualtrace_computed_tokens_total") > 100, 20), sidecar.tell()
-    assert wait_until(lambda: metric(sidecar, "dualtrace_batch_rows_count") >= 1, 20)
+    assert wait_until(lambda: read_metric(sidecar, "dualtrace_computed_tokens_total") > 100, 20), sidecar.tell()
+    assert wait_until(lambda: read_metric(sidecar, "dualtrace_batch_rows_count") >= 1, 20)
     for client in clients:
         client.send(signal.SIGKILL)
 
     def is_idle() -> bool:
-        before = metric(sidecar, "dualtrace_computed_tokens_total")
+        before = read_metric(sidecar, "dualtrace_computed_tokens_total")
         time.sleep(0.2)
-        return metric(sidecar, "dualtrace_computed_tokens_total") == before
+        return read_metric(sidecar, "dualtrace_computed_tokens_total") == before
 
     assert wait_until(is_idle, 10), "the engine went on for a caller that is dead"
-    assert metric(sidecar, "dualtrace_computed_tokens_total") < 20_000
-    assert metric(sidecar, "dualtrace_waiting_calls") == 0
+    assert read_metric(sidecar, "dualtrace_computed_tokens_total") < 20_000
+    assert read_metric(sidecar, "dualtrace_waiting_calls") == 0
     answered = grpcurl("-d", json.dumps({"prompts": [{"text": "a"}]}), address, f"{SERVICE}/NextTokenDist")
     assert "results" in answered

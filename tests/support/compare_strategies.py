@@ -103,7 +103,7 @@ COMPARE_PLANS = st.builds(
     right=SIDES,
     tolerance=st.none() | TOLERANCES,
     policy=POLICIES,
-    debug_token_limit=st.integers(0, 1 << 20),
+    debug_token_limit=st.none() | st.integers(0, 1 << 20),
     store=st.booleans(),
 )
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
+import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +22,9 @@ import dualtrace.cli as cli
 from tests.support.processes import Process, Processes
 
 LISTENING = r"listening on (\S+)$"
-COORDINATING = r"listening on grpc (\S+)"
+COORDINATING = r"listening on grpc (\S+) http"
+METRICS = re.compile(r"metrics on http://(\S+)/metrics")  # a sidecar's
+HTTP = re.compile(r" http (\S+)$", re.MULTILINE)  # a coordinator's other face
 TEXT = "The capital of France is Paris."
 
 
@@ -38,10 +42,11 @@ class House:
 
     def start(self) -> House:
         for name, spec in self.specs.items():
-            if name not in self.sidecars:
-                self.sidecars[name] = start_sidecar(self.processes, spec, name)
+            self.sidecars[name] = start_sidecar(self.processes, spec, name, ready="")
         for name, model in self.models.items():
-            self.sidecars[name] = start_engine(self.processes, name, "reference", "--model", str(model))
+            self.sidecars[name] = start_engine(self.processes, name, "reference", "--model", str(model), ready="")
+        for sidecar in self.sidecars.values():
+            self.processes.await_ready(sidecar, LISTENING)
         self.start_coordinator()
         return self
 
@@ -50,6 +55,13 @@ class House:
         for name in (*self.specs, *self.models):
             command += ["--backend", f"{name}={address_of(self.sidecars[name])}"]
         self.coordinator = self.processes.start([*command, *self.flags], name="coordinator", ready=COORDINATING)
+
+    def end_coordinator(self, number: signal.Signals) -> Process:
+        """Signal it and wait; `start_coordinator` starts another on the same data, at another address."""
+        assert self.coordinator is not None
+        self.coordinator.send(number)
+        self.coordinator.wait()
+        return self.coordinator
 
     @property
     def address(self) -> str:
@@ -68,15 +80,17 @@ class House:
         return json.loads(result.stdout)
 
 
-def start_sidecar(processes: Processes, spec: str = "", name: str = "sidecar", *flags: str) -> Process:
+def start_sidecar(
+    processes: Processes, spec: str = "", name: str = "sidecar", *flags: str, ready: str = LISTENING
+) -> Process:
     """One of the fake engine."""
-    return start_engine(processes, name, "fake", "--spec", spec, *flags)
+    return start_engine(processes, name, "fake", "--spec", spec, *flags, ready=ready)
 
 
-def start_engine(processes: Processes, name: str, *engine: str) -> Process:
+def start_engine(processes: Processes, name: str, *engine: str, ready: str = LISTENING) -> Process:
     command = [sys.executable, "-m", "dualtrace.cli", "serve", "--port", "0", "--no-preflight"]
     command += ["--metrics-port", "0", "--chunk-tokens", "1", "--drain-seconds", "0", *engine]
-    return processes.start(command, name=name, ready=LISTENING)
+    return processes.start(command, name=name, ready=ready)
 
 
 def address_of(sidecar: Process) -> str:
@@ -89,11 +103,18 @@ def count_steps(sidecar: Process) -> float:
     return read_metric(sidecar, "dualtrace_engine_step_seconds_count")
 
 
+def is_at_rest(sidecar: Process, step_seconds: float) -> bool:
+    """Whether its engine, which takes so long for a step, has made none for more than three of them."""
+    before = count_steps(sidecar)
+    time.sleep(3.5 * step_seconds)
+    return count_steps(sidecar) == before
+
+
 def read_metric(server: Process, name: str) -> float:
     """A number that a sidecar or a coordinator tells, labels and all as they stand there; 0 before its first time."""
-    match = re.search(r"metrics on (\S+)", server.stderr)
+    match = METRICS.search(server.stderr) or HTTP.search(server.stdout)
     assert match is not None, server.tell()
-    with urllib.request.urlopen(match[1], timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{match[1]}/metrics", timeout=5) as answer:
         told = answer.read().decode()
     found = re.search(rf"^{re.escape(name)} (\S+)", told, re.MULTILINE)
     return 0.0 if found is None else float(found[1])

@@ -2,12 +2,14 @@
 
 Each runs in a session of its own, so that its whole process group can be ended, by that group's id only. A watchdog
 process holds the other end of a pipe: when this process dies in any way, kill -9 included, the pipe closes and the
-watchdog kills the groups that are still listed. (PR_SET_PDEATHSIG would not do: it spares grandchildren, and it fires
-when the starting *thread* ends.) It knows nothing of what the processes do.
+watchdog kills the groups that are still listed. A process lists itself before it becomes the command, so that there is
+no moment at which it runs unlisted. (PR_SET_PDEATHSIG would not do: it spares grandchildren, and it fires when the
+starting *thread* ends.) It knows nothing of what the processes do.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import signal
@@ -17,9 +19,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Any, Self
 
 POLL_SECONDS = 0.01
 
@@ -35,6 +38,9 @@ for group in groups:
     except ProcessLookupError:
         pass
 """
+
+# Its standard input is the watchdog's pipe until it has told its number, which the command keeps: exec changes none.
+LIST_AND_BECOME = ("/bin/sh", "-c", 'echo "+$$" >&0 && exec "$@" </dev/null', "listed")
 
 
 class NotReadyError(AssertionError):
@@ -64,6 +70,47 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float) -> bool:
             return False
         time.sleep(POLL_SECONDS)
     return True
+
+
+@cache
+def watchdog() -> IO[bytes]:
+    """The pipe to the one watchdog of this process, which lives as long as we do."""
+    command = [sys.executable, "-I", "-S", "-c", WATCHDOG]
+    started = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)
+    atexit.register(started.communicate)  # it kills what is still listed, and ends
+    assert started.stdin is not None
+    return started.stdin
+
+
+def launch(command: Sequence[str | Path], environ: Mapping[str, str] | None, **more: Any) -> subprocess.Popen[bytes]:
+    """The command, listed with the watchdog, in a group of its own."""
+    return subprocess.Popen(
+        [*LIST_AND_BECOME, *(str(part) for part in command)],
+        stdin=watchdog(),
+        env={**os.environ, **(environ or {})},
+        start_new_session=True,
+        **more,
+    )
+
+
+def forget(group: int) -> None:
+    """Its number may become somebody else's."""
+    watchdog().write(f"-{group}\n".encode())
+
+
+def run_command(
+    command: Sequence[str | Path], *, environ: Mapping[str, str] | None = None, timeout_seconds: float = 60.0
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end. What it started is ended with it, and it ends with us."""
+    process = launch(command, environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_seconds)
+        finally:
+            if list_group(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+    forget(process.pid)
+    return subprocess.CompletedProcess(list(map(str, command)), process.returncode, stdout, stderr)
 
 
 @dataclass
@@ -113,7 +160,6 @@ class Processes:
         self.folder = folder
         self.grace_seconds = grace_seconds
         self.started: list[Process] = []
-        self._watchdog: subprocess.Popen[str] | None = None
 
     def start(
         self,
@@ -131,53 +177,14 @@ class Processes:
         stem = self.folder / f"{len(self.started)}-{name}"
         stdout_file, stderr_file = stem.with_suffix(".stdout"), stem.with_suffix(".stderr")
         with stdout_file.open("wb") as stdout, stderr_file.open("wb") as stderr:
-            popen = subprocess.Popen(
-                [str(part) for part in command],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})},
-                cwd=cwd,
-                start_new_session=True,
-            )
+            popen = launch(command, {"PYTHONUNBUFFERED": "1", **(environ or {})}, stdout=stdout, stderr=stderr, cwd=cwd)
         process = Process(name, popen, stdout_file, stderr_file)
         self.started.append(process)
-        self._tell_watchdog(f"+{process.pid}")
-        self._await_ready(process, ready, port, timeout_seconds)
+        self.await_ready(process, ready, port, timeout_seconds)
         return process
 
-    def stop(self, process: Process) -> None:
-        """End a process and its whole group: ask, wait, then kill."""
-        self._signal_group(process, signal.SIGTERM)
-        if not wait_until(lambda: self._is_gone(process), self.grace_seconds):
-            self._signal_group(process, signal.SIGKILL)
-            if not wait_until(lambda: self._is_gone(process), self.grace_seconds):
-                raise AssertionError(
-                    f"{process.name}: group {process.pid} lives after SIGKILL: {list_group(process.pid)}"
-                )
-        self._tell_watchdog(f"-{process.pid}")
-
-    def tell(self) -> list[tuple[str, str]]:
-        """A title and the output of every process, for a failure's report."""
-        return [(f"process {process.name}", process.tell()) for process in self.started]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            for process in self.started:  # ask all first: they end side by side
-                self._signal_group(process, signal.SIGTERM)
-            for process in reversed(self.started):
-                self.stop(process)
-        finally:
-            if self._watchdog is not None:  # its pipe closes: it kills what is still listed, and ends
-                self._watchdog.communicate()
-                self._watchdog = None
-
-    def _await_ready(self, process: Process, ready: str, port: int | None, timeout_seconds: float) -> None:
+    def await_ready(self, process: Process, ready: str, port: int | None = None, timeout_seconds: float = 20.0) -> None:
+        """For what was started to wait for nothing, so that several can get ready at once."""
         pattern = re.compile(ready, re.MULTILINE) if ready else None
 
         def is_settled() -> bool:
@@ -192,18 +199,43 @@ class Processes:
         if not wait_until(is_settled, timeout_seconds):
             raise NotReadyError(f"not ready after {timeout_seconds} s (waited for {ready or port!r}): {process.tell()}")
 
-    def _tell_watchdog(self, line: str) -> None:
-        if self._watchdog is None:
-            self._watchdog = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", WATCHDOG], stdin=subprocess.PIPE, text=True, start_new_session=True
-            )
-        assert self._watchdog.stdin is not None
-        self._watchdog.stdin.write(line + "\n")
-        self._watchdog.stdin.flush()
+    def stop(self, process: Process) -> None:
+        """End a process and its whole group: ask, wait, then kill."""
+        self._signal_group(process, signal.SIGTERM)
+        if not wait_until(lambda: self._is_gone(process), self.grace_seconds):
+            self._signal_group(process, signal.SIGKILL)
+            if not wait_until(lambda: self._is_gone(process), self.grace_seconds):
+                raise AssertionError(
+                    f"{process.name}: group {process.pid} lives after SIGKILL: {list_group(process.pid)}"
+                )
+        forget(process.pid)
+
+    def tell(self) -> list[tuple[str, str]]:
+        """A title and the output of every process, for a failure's report."""
+        return [(f"process {process.name}", process.tell()) for process in self.started]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self.started:  # ask all first: they end side by side
+            self._signal_group(process, signal.SIGTERM)
+        self._stop_each(self.started)
+
+    def _stop_each(self, processes: Sequence[Process]) -> None:
+        """The last first; one that cannot be stopped spares none of the others."""
+        if processes:
+            try:
+                self.stop(processes[-1])
+            finally:
+                self._stop_each(processes[:-1])
 
     @staticmethod
     def _is_gone(process: Process) -> bool:
-        return not list_group(process.pid) and process.popen.poll() is not None  # poll collects the leader
+        # The leader first: all the rest means a look at every process of the machine.
+        return process.popen.poll() is not None and not list_group(process.pid)
 
     @staticmethod
     def _signal_group(process: Process, number: signal.Signals) -> None:
