@@ -331,8 +331,11 @@ class Scheduler:
 
     def _check_complete(self, picked: Sequence[_Picked]) -> None:
         for one in picked:
-            if not one.call.is_gone() and one.call.is_open(one.row):
+            if not one.call.is_open(one.row):
+                continue
+            if not one.call.is_gone():
                 raise Internal(Reason.ENGINE_FAILED, "the engine ended without reading all rows it was asked")
+            self._metrics.dropped_segments.labels(reason=one.call.gone_reason).inc()  # its caller left on the way
 
     def _fail_batch(self, picked: Sequence[_Picked], problem: Problem) -> None:
         """A batch broke. Rows that lost nothing yet get a second try alone, so that one bad row cannot take others."""

@@ -144,6 +144,23 @@ async def test_a_call_cancelled_in_mid_forward_stops_at_the_next_step(gated: tup
     assert engine.inner.computed_tokens <= 100 + 100 + 10  # at most the step that was under way
 
 
+async def test_work_left_in_mid_forward_is_counted_as_dropped() -> None:
+    engine, metrics = GatedEngine(FakeSpec(step=100, share=0)), Metrics()
+    scheduler = Scheduler(engine, SchedulerLimits(batch_tokens=1000, pass_tokens=50, queue_calls=8), metrics)
+    scheduler.start()
+    try:
+        ticket = scheduler.submit([row(1000)])
+        engine.let(1)
+        await ticket.take(5)
+        ticket.cancel()
+        engine.let(10_000)
+        await drain(scheduler.submit([row(10)]))
+    finally:
+        await asyncio.to_thread(scheduler.close)
+    dropped = metrics.registry.get_sample_value("dualtrace_dropped_segments_total", {"reason": "cancelled"})
+    assert dropped == 1
+
+
 async def test_an_expired_call_is_dropped_before_it_runs(gated: tuple[GatedEngine, Scheduler]) -> None:
     engine, scheduler = gated
     running = scheduler.submit([row(100)])
