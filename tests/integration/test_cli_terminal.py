@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 
 from tests.support.coordinated import case_text, write_case_file
-from tests.support.processes import list_group
+from tests.support.processes import forget, launch, list_group
 from tests.support.tiny import tiny_model
 
 SECONDS = 20.0
@@ -20,19 +21,40 @@ STALLED = "fake:step=1,step_ms=30000"
 TEXT = ("--text", "one two three")
 
 
-def start(*arguments: str | Path, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "dualtrace.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True)
+class Start(Protocol):
+    def __call__(
+        self, *arguments: str | Path, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
+    ) -> subprocess.Popen[Any]: ...
 
 
-def interrupt(process: subprocess.Popen[str]) -> tuple[int, str]:
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Commands that end with their test, however that ends."""
+    started: list[subprocess.Popen[Any]] = []
+
+    def begin(
+        *arguments: str | Path, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
+    ) -> subprocess.Popen[Any]:
+        command = [sys.executable, "-m", "dualtrace.cli", *arguments]
+        started.append(launch(command, None, stdout=stdout, stderr=stderr, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        with process:
+            if list_group(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+        forget(process.pid)
+
+
+def interrupt(process: subprocess.Popen[Any]) -> tuple[int, str]:
     """As Ctrl-C does: to all that belong to the terminal. The exit code, and what was said."""
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=SECONDS)
     return process.returncode, said
 
 
-def read_until(process: subprocess.Popen[str], word: str) -> list[str]:
+def read_until(process: subprocess.Popen[Any], word: str) -> list[str]:
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -42,14 +64,14 @@ def read_until(process: subprocess.Popen[str], word: str) -> list[str]:
     raise AssertionError(f"{word} did not come: {lines}")
 
 
-def test_in_what_the_sides_differ_comes_through_a_pipe_before_any_has_answered() -> None:
+def test_in_what_the_sides_differ_comes_through_a_pipe_before_any_has_answered(start: Start) -> None:
     process = start("compare", "fake:", f"{STALLED},plant_at=1", *TEXT)
     told = "".join(read_until(process, "tolerance"))
     assert "weights_digest" in told
     assert interrupt(process) == (130, "interrupted\n")
 
 
-def test_ctrl_c_ends_a_case_whose_side_stalls(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_case_whose_side_stalls(start: Start, tmp_path: Path) -> None:
     quick = case_text("quick", "fake:", "fake:")
     process = start("case", "run", write_case_file(tmp_path, quick, case_text("slow", "fake:", STALLED)))
     read_until(process, "quick")
@@ -59,7 +81,7 @@ def test_ctrl_c_ends_a_case_whose_side_stalls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seconds", [1.0, 2.5], ids=["starting", "under way"])
-def test_ctrl_c_takes_the_engines_along(seconds: float) -> None:
+def test_ctrl_c_takes_the_engines_along(start: Start, seconds: float) -> None:
     process = start("compare", f"reference:{tiny_model()}", STALLED, *TEXT)
     time.sleep(seconds)
     assert interrupt(process)[0] == 130
@@ -79,7 +101,9 @@ def commands() -> Sequence[str]:
 
 
 @pytest.mark.parametrize("command", ["compare", "case"])
-def test_a_stalling_side_in_this_process_does_not_hold_us_beyond_the_time(command: str, tmp_path: Path) -> None:
+def test_a_stalling_side_in_this_process_does_not_hold_us_beyond_the_time(
+    start: Start, command: str, tmp_path: Path
+) -> None:
     if command == "compare":
         process = start("compare", "fake:", STALLED, *TEXT, "--timeout", "1")
     else:
@@ -88,7 +112,7 @@ def test_a_stalling_side_in_this_process_does_not_hold_us_beyond_the_time(comman
     assert (process.returncode, "DEADLINE" in out) == (3, True)
 
 
-def test_data_goes_to_standard_output_even_where_a_terminal_shows_the_progress(tmp_path: Path) -> None:
+def test_data_goes_to_standard_output_even_where_a_terminal_shows_the_progress(start: Start, tmp_path: Path) -> None:
     file = write_case_file(tmp_path, case_text("good", "fake:", "fake:"))
     terminal, theirs = pty.openpty()
     try:
@@ -100,19 +124,19 @@ def test_data_goes_to_standard_output_even_where_a_terminal_shows_the_progress(t
     assert [line.split()[0] for line in out.splitlines()] == ["PASS", "1"]
 
 
-def test_a_terminal_gets_colours_unless_it_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_colours_unless_it_wants_none(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     seen = []
     for value in ("", "1"):
         monkeypatch.setenv("NO_COLOR", value)
-        seen.append(show_on_terminal("compare", "fake:", "fake:plant_at=1", *TEXT))
+        seen.append(show_on_terminal(start, "compare", "fake:", "fake:plant_at=1", *TEXT))
     assert ["\x1b[" in text and "31m" in text for text in seen] == [True, False]
     assert "verdict: FAIL" in seen[1]
 
 
-def show_on_terminal(*arguments: str) -> str:
+def show_on_terminal(start: Start, *arguments: str) -> str:
     terminal, theirs = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-m", "dualtrace.cli", *arguments], stdout=theirs, stderr=theirs)
+    process = start(*arguments, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
     while True:
