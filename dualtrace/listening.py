@@ -209,7 +209,9 @@ def read_credentials(tls: TlsSettings) -> grpc.ServerCredentials | None:
 
 
 def _check_pair(certificate: Path, key: Path) -> None:
-    """gRPC itself would only say that it cannot take the port."""
+    """gRPC itself would only say that it cannot take the port. A pipe cannot be read a second time."""
+    if not (certificate.is_file() and key.is_file()):
+        return
     try:
         # An encrypted key must not make a server ask its terminal for the password.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
@@ -245,8 +247,9 @@ class StopSignals:
         """Wait for the work or the first signal; whether it was the signal."""
         heard = asyncio.create_task(self.wait())
         await asyncio.wait({work, heard}, return_when=asyncio.FIRST_COMPLETED)
+        stopped = heard.done()  # it has taken the signal, even where the work ended in the same moment
         heard.cancel()
-        return not work.done()
+        return stopped
 
     async def drain(self, drain: Callable[[float], Awaitable[None]], seconds: float, announce: Announce) -> None:
         """`drain(seconds)`, and at once `drain(0)` beside it when a second signal comes."""

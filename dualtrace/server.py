@@ -6,6 +6,7 @@ knows readiness, health and draining. It must not know questions or numbers.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -157,13 +158,24 @@ async def serve(load: Load, settings: SidecarSettings, metrics: Metrics, announc
         announce(f"health on {address}, not serving yet")
         signals = StopSignals()
         loading = run_aside(lambda: load(server.tell_progress(announce)), "dualtrace-load")
-        if await signals.come_first(loading):
-            await server.drain(0)
-            announce("stopped while loading")
-            end_at_once()
+        await _end_if_stopped(signals, loading, server, announce)
         scorer.arrive(loading.result())
-        await server.make_ready()
+        if settings.preflight:
+            server.tell_progress(announce)("checking the model's numbers")
+        checking = asyncio.ensure_future(server.make_ready())
+        await _end_if_stopped(signals, checking, server, announce)
+        await checking
         announce(f"listening on {address}")
         await signals.wait()
         await signals.drain(server.drain, settings.drain_seconds, announce)
     announce("stopped")
+
+
+async def _end_if_stopped(
+    signals: StopSignals, work: asyncio.Future[Any], server: SidecarServer, announce: Announce
+) -> None:
+    """Wait for work that cannot be broken off; a signal meanwhile ends the process."""
+    if await signals.come_first(work):
+        await server.drain(0)
+        announce("stopped while loading")
+        end_at_once()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dualtrace.cli.comparing import Wanted
     from dualtrace.coordinator_client import CoordinatorClient
     from dualtrace.library import Case, SideSpec
+    from dualtrace.masks.spec import MaskSpec
     from dualtrace.questions.asked import ForwardQuestion
 
 Function = Callable[..., Any]
@@ -43,16 +44,26 @@ class SightsAsked:
     right_view: str | None = None
     allow_leak: bool = False
 
-    def side(self, name: str, target: str) -> SideSpec:
+    def sides(self, left: str, right: str, *, others_from_stdin: int) -> tuple[SideSpec, SideSpec]:
+        """`others_from_stdin`: of the question's files, how many are standard input."""
         from dualtrace.cli.mask_files import read_mask
+
+        paths = {self.left_mask or self.mask, self.right_mask or self.mask} - {None}
+        if others_from_stdin + ("-" in paths) > 1:
+            message = "two files are '-', and there is one standard input; give a file for one of them"
+            raise InvalidArgument(Reason.CONFLICT, message, field="--mask")
+        masks = {path: read_mask(path).inline() for path in paths if path is not None}
+        return self._side("left", left, masks), self._side("right", right, masks)
+
+    def _side(self, name: str, target: str, masks: Mapping[str, MaskSpec]) -> SideSpec:
         from dualtrace.library import SideSpec
         from dualtrace.questions.asked import Variant
         from dualtrace.view_form import parse_view
         from dualtrace.views import BASE
 
         mask = getattr(self, f"{name}_mask") or self.mask
+        spec = masks[mask] if mask else None
         view = getattr(self, f"{name}_view") or self.view
-        spec = read_mask(mask).inline() if mask else None
         return SideSpec(target, Variant(parse_view(view) if view else BASE, spec, self.allow_leak and bool(mask)))
 
 
@@ -119,7 +130,7 @@ def create_command(
     with --file that one is written down instead, and its sides may be any targets. Without RIGHT both sides are LEFT.
     """
     if asked.is_empty:
-        _refuse_options_of_new(given)
+        _refuse_options_of_new(asked, given)
         paths = [_existing(word) for word in words]
         cases = read_filled(paths, values)
 
@@ -128,12 +139,23 @@ def create_command(
 
         tell_kept("created", with_coordinator(link, work), as_json)
         return
+    if values:
+        message = "--set fills in cases that are read from files; write the new case's sides out"
+        raise InvalidArgument(Reason.CONFLICT, message, field="--set")
     _create_new(link, asked, words, as_json, **given)
 
 
-def _refuse_options_of_new(given: dict[str, Any]) -> None:
-    if given["file"] is not None or given["tags"] or given["description"] or given["sights"] != SightsAsked():
-        message = "without a question the cases are read from files; leave --file, --tag, --mask and their like out"
+def _refuse_options_of_new(asked: QuestionAsked, given: dict[str, Any]) -> None:
+    from dualtrace.compare.gates import DEFAULT_GATES
+
+    wanted: Wanted = given["wanted"]
+    judged = wanted.tolerance is not None or wanted.policy != DEFAULT_GATES
+    named = any(given[name] for name in ("file", "tags", "description", "force"))
+    if named or judged or asked != QuestionAsked() or given["sights"] != SightsAsked():
+        message = (
+            "without a question the cases are read from files, as they stand there; leave the options of a new case "
+            "out (--file, --tag, --mask, --tolerance and their like)"
+        )
         raise InvalidArgument(Reason.CONFLICT, message, field="--text")
 
 
@@ -150,7 +172,7 @@ def _create_new(
     file: Path | None, force: bool, sights: SightsAsked, wanted: Wanted,
 ) -> None:  # fmt: skip
     name, left, right = _split(words)
-    sides = [sights.side("left", left), sights.side("right", right)]
+    sides = sights.sides(left, right, others_from_stdin=asked.files_from_stdin)
 
     def make(question: ForwardQuestion) -> Case:
         from dualtrace.library import Case
@@ -221,6 +243,8 @@ def _placed(case: Case, file: Path) -> Case:
     from dualtrace.targets import FILE, parse_target
 
     def place(side: SideSpec) -> SideSpec:
+        if "$" in side.target:  # filled in when the file is read
+            return side
         target = parse_target(side.target)
         path = Path(target.rest)
         if path.is_absolute() or not ((target.is_engine and path.is_dir()) or target.kind == FILE):

@@ -48,11 +48,17 @@ class BackendTokenizer:
 async def write_out(
     asked: QuestionAsked, client: CoordinatorClient, targets: Sequence[str], deadline: float | None
 ) -> ForwardQuestion | None:
-    """The question as options wrote it, in full: what needs a tokenizer is asked of the first backend.
+    """The question as options wrote it, in full. None where no question was written."""
+    return None if asked.is_empty else await complete(asked, asked.read(), client, targets, deadline)
 
-    None where no question was written.
-    """
-    if asked.is_empty:
-        return None
+
+async def complete(
+    asked: QuestionAsked,
+    question: ForwardQuestion,
+    client: CoordinatorClient,
+    targets: Sequence[str],
+    deadline: float | None,
+) -> ForwardQuestion:
+    """What was read of the options, in full: what needs a tokenizer is asked of the first backend."""
     backend = next((one.removeprefix(BACKEND) for one in targets if one.startswith(BACKEND)), "")
-    return await asked.complete(asked.read(), BackendTokenizer(client, backend), deadline)
+    return await asked.complete(question, BackendTokenizer(client, backend), deadline)

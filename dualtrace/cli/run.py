@@ -69,16 +69,14 @@ def start_command(
     link: Link, asked: QuestionAsked, backend: str, request_id: str | None, wait: bool, as_json: bool, **given: Any
 ) -> None:
     """Ask BACKEND (backend:NAME) a question and keep the answer."""
-    from dualtrace.cli.coordinator_texts import write_out
+    from dualtrace.cli.coordinator_texts import complete
     from dualtrace.cli.job import show_job, watch
 
-    _check_asked(asked)
+    written = _read_asked(asked)
     make = _plan(backend, **given)
 
     async def work(client: CoordinatorClient) -> Job:
-        question = await write_out(asked, client, [backend], link.deadline)
-        assert question is not None, "checked"
-        plan = make(question)
+        plan = make(await complete(asked, written, client, [backend], link.deadline))
         job = await client.start_job(request_id or f"cli-{secrets.token_hex(12)}", plan)
         if not wait:
             return job
@@ -93,12 +91,12 @@ def start_command(
         _show_record(with_coordinator(link, lambda client: client.get_run(job.run_id or "")), as_json=False)
 
 
-def _check_asked(asked: QuestionAsked) -> None:
-    """What is wrong with the question is told before anybody is asked."""
+def _read_asked(asked: QuestionAsked) -> ForwardQuestion:
+    """What is wrong with the question is told before anybody is asked. Read once: standard input has no second time."""
     if asked.is_empty:
         message = "nothing to ask; give --text, --completion, --next or --query with their like"
         raise InvalidArgument(Reason.MISSING, message, field="--text")
-    asked.read()
+    return asked.read()
 
 
 def _plan(

@@ -92,6 +92,14 @@ def test_a_stored_run_is_fetched_over_tls_to_be_compared_with_a_side_of_ours() -
     assert run("compare", f"run:{kept['run_id']}", "fake:").exit_code == 0
 
 
+@pytest.mark.usefixtures("environment")
+def test_a_prompt_from_standard_input_is_the_one_that_is_asked() -> None:
+    words = ("--prompt-file", "-", "--completion", " here", "--json")
+    kept = json.loads(run("run", "start", "backend:plain", *words, stdin="what is piped in").stdout)
+    record = json.loads(run("run", "show", kept["run_id"], "--json").stdout)
+    assert record["run"]["question"]["items"][0]["prompt"]["text"] == "what is piped in"
+
+
 def test_flags_say_the_same(flags: list[str]) -> None:
     assert run("compare", "backend:plain", "backend:twin", *TEXT, *flags).exit_code == 0
     assert run("backend", "list", *flags).exit_code == 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 import pytest
@@ -17,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dualtrace.client import Client, Connection
 from dualtrace.fake import FakeEngine, FakeSpec
-from dualtrace.listening import Announce
+from dualtrace.listening import Announce, StopSignals
 from dualtrace.metrics import Metrics
 from dualtrace.preparing import warm_up
 from dualtrace.problems import InvalidArgument, Problem, Reason, Unavailable
@@ -82,6 +84,29 @@ async def health_of(address: str, service: str = "") -> str:
             health_pb2.HealthCheckRequest(service=service), timeout=SECONDS
         )
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_signal_that_comes_as_loading_ends_is_not_lost(turns: int) -> None:
+    signals = StopSignals()
+    work: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    first = asyncio.create_task(signals.come_first(work))
+    await asyncio.sleep(0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    work.set_result(None)
+    if not await first:
+        await asyncio.wait_for(signals.wait(), SECONDS)
+
+
+def test_told_to_stop_in_its_preflight_it_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dualtrace.cli", "serve", "fake", "--spec", "step=1,step_ms=60000", "--port", "0"]
+    with Processes(tmp_path) as processes:
+        sidecar = processes.start(command, name="sidecar")
+        assert wait_until(lambda: "checking the model" in sidecar.stderr, SECONDS), sidecar.tell()
+        sidecar.send(signal.SIGTERM)
+        assert sidecar.wait(SECONDS) == 0
 
 
 @pytest.mark.parametrize("service", ["", SERVICE_NAME])

@@ -120,8 +120,8 @@ def read_metric(server: Process, name: str) -> float:
     return 0.0 if found is None else float(found[1])
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.main, [str(one) for one in arguments])
+def run(*arguments: str | Path, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(cli.main, [str(one) for one in arguments], input=stdin)
 
 
 def write_case_file(folder: Path, *cases: str) -> Path:

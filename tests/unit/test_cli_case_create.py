@@ -96,7 +96,33 @@ def test_what_makes_no_case_is_refused_before_anybody_is_asked(
     assert not list(tmp_path.iterdir())
 
 
-def test_files_take_no_options_of_a_new_case(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [("--tag", "smoke"), ("--tolerance", "float64"), ("--max-mismatches", "5"), ("--top-k", "3"), ("--force",)],
+)
+def test_files_take_no_options_of_a_new_case(tmp_path: Path, options: tuple[str, ...]) -> None:
     file = write_case_file(tmp_path, case_text("a", "backend:x", "backend:y"))
-    result = run("case", "create", file, "--tag", "smoke", *NOWHERE)
-    assert (result.exit_code, "leave --file, --tag" in result.stderr) == (2, True)
+    result = run("case", "create", file, *options, *NOWHERE)
+    assert (result.exit_code, "leave the options of a new case" in result.stderr) == (2, True)
+
+
+def test_a_mask_from_standard_input_is_that_of_both_sides(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    words = ("a", "fake:", "fake:", "--text", "b", "--mask", "-", "--file", file)
+    result = run("case", "create", *words, stdin='{"base": {"sliding": {"keys_back": 4}}}')
+    assert result.exit_code == 0, result.output
+    (filed,) = find_cases([file])
+    assert filed.case.left.variant.mask == filed.case.right.variant.mask is not None
+
+
+def test_standard_input_is_one_file_only(tmp_path: Path) -> None:
+    words = ("a", "fake:", "fake:", "--text-file", "-", "--mask", "-", "--file", tmp_path / "a.yaml")
+    result = run("case", "create", *words, stdin="text")
+    assert (result.exit_code, "one standard input" in result.stderr) == (2, True)
+
+
+def test_a_side_that_is_filled_in_later_stands_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    result = run("case", "create", "a", "fake:", "${RUNS}/a.json", "--text", "b", "--file", file)
+    assert result.exit_code == 0, result.output
+    assert "${RUNS}/a.json" in file.read_text()
