@@ -12,6 +12,7 @@ import socket
 from collections.abc import Sequence
 
 from coordinator.settings import split_address
+from dualtrace.listening import run_aside
 from dualtrace.problems import Reason, Unavailable
 
 LOOK_UP_SECONDS = 10.0
@@ -34,7 +35,8 @@ async def look_up(address: str) -> tuple[Endpoint, ...]:
         pass
     try:
         async with asyncio.timeout(LOOK_UP_SECONDS):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            # A thread of its own: a dead name service must not fill the pool that stores runs.
+            found = await run_aside(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), "look-up")
     except TimeoutError:
         message = f"the name {host} was not looked up within {LOOK_UP_SECONDS:g} s; does the name service answer?"
         raise Unavailable(Reason.UNREACHABLE, message, field="addresses") from None

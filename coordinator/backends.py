@@ -51,7 +51,8 @@ RECONNECT: Options = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A machine that vanished in the middle of a call sends nothing, and TCP would wait for a quarter of an hour.
-    ("grpc.keepalive_time_ms", 20_000),
+    # Servers that know nothing of us send whoever pings more often than every five minutes away, calls and all.
+    ("grpc.keepalive_time_ms", 330_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),  # no limit: an engine may compute for long between two messages
 )

@@ -242,8 +242,8 @@ class Application:
         named = next((value for name, value in scope["headers"] if name == TIMEOUT_HEADER), None)
         asked = int(named) / 1e3 if named is not None and TIMEOUT.fullmatch(named) else None
         longest = self._calls.longest_seconds(method, asked)
+        _named_no_deadline.set(named is None)  # always: the context of a kept-alive connection holds the last call's
         if named is None or (asked is not None and asked > longest):  # what is no number is refused where it is read
-            _named_no_deadline.set(named is None)
             scope = _set_timeout(scope, longest + LATE_SECONDS)
         end = asyncio.get_running_loop().time() + longest + 2 * LATE_SECONDS
         connection: TimedConnection = scope["state"][CONNECTION]

@@ -76,11 +76,12 @@ class RawBytes:
         self.tape = tape
         self._artifacts = artifacts
         self._staging: asyncio.Task[tuple[Staged | None, Staged | None]] | None = None
-        self._is_kept = False
+        self._dropping: asyncio.Task[None] | None = None
+        self._is_over = False
 
     def begin(self) -> None:
-        """The tape is full. Harmless when said before."""
-        if self._staging is None:
+        """The tape is full. Harmless when said before, and without effect when it is closed."""
+        if self._staging is None and not self._is_over:
             self._staging = asyncio.create_task(self._stage())
 
     async def keep(self) -> tuple[str, str]:
@@ -89,25 +90,34 @@ class RawBytes:
         assert self._staging is not None
         staged = await asyncio.shield(self._staging)
         await self._artifacts.keep([one for one in staged if one is not None])
-        self._is_kept = True
+        self._is_over = True
         request, responses = (one.digest if one is not None else "" for one in staged)
         return request, responses
 
     async def close(self) -> None:
         """What was not kept goes. Harmless when done before."""
-        if self._staging is None or self._is_kept:
+        if self._is_over:
             return
-        self._is_kept = True
-        (staged,) = await asyncio.gather(self._staging, return_exceptions=True)
-        if not isinstance(staged, BaseException):
-            await self._artifacts.drop([one for one in staged if one is not None])
+        self._is_over = True
+        if self._staging is not None:  # a task of its own: whoever is cancelled while it runs leaves no file behind
+            self._dropping = asyncio.create_task(self._drop(self._staging))
+            await asyncio.shield(self._dropping)
+
+    async def _drop(self, staging: asyncio.Task[tuple[Staged | None, Staged | None]]) -> None:
+        await asyncio.wait({staging})
+        if not staging.cancelled() and staging.exception() is None:
+            await self._artifacts.drop([one for one in staging.result() if one is not None])
 
     async def _stage(self) -> tuple[Staged | None, Staged | None]:
         tape = self.tape
         request = b"" if tape.request_cut else tape.request
         responses = b"" if tape.responses_cut else tape.responses
-        staged = await asyncio.gather(*(self._stage_one(data) for data in (request, responses)))
-        return staged[0], staged[1]
+        staging = [self._stage_one(data) for data in (request, responses)]
+        staged = await asyncio.gather(*staging, return_exceptions=True)
+        for failure in (one for one in staged if isinstance(one, BaseException)):
+            await self._artifacts.drop([one for one in staged if isinstance(one, Staged)])
+            raise failure
+        return staged[0], staged[1]  # type: ignore[return-value]
 
     async def _stage_one(self, data: bytes) -> Staged | None:
         return await self._artifacts.stage(data) if data else None

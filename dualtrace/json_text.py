@@ -15,6 +15,10 @@ LONG = 64
 """Entries from which on a list is looked at: below, there is nothing to save."""
 
 
+MOST_KEPT = 400_000
+"""Texts that are remembered, some 260 bytes each; what comes later is spelled where it stands."""
+
+
 class FloatTexts(dict[float | None, str]):
     """The texts of finite floats, as JSON has them. Spelling one takes five times as long as finding it again."""
 
@@ -26,7 +30,7 @@ class FloatTexts(dict[float | None, str]):
         if not math.isfinite(value):
             raise ValueError(f"JSON has no number {value}")
         text = float.__repr__(value)
-        if value:  # 0.0 and -0.0 are equal keys with two texts
+        if value and len(self) < MOST_KEPT:  # 0.0 and -0.0 are equal keys with two texts
             self[value] = text
             self[-value] = text[1:] if text[0] == "-" else f"-{text}"
         return text

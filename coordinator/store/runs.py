@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.store.ids import check_id
 from coordinator.store.pages import PageRequest
-from coordinator.store.rows import check_document, check_text, cut_page
+from coordinator.store.rows import check_document, check_text, clean_text, cut_page
 from coordinator.store.tables import RunRow
 from dualtrace.json_text import FloatTexts
 from dualtrace.library import Page, RunMode, RunRecord, RunSummary
@@ -30,12 +30,12 @@ _SUMMARY = (
 def make_row(record: RunRecord, texts: FloatTexts | None = None) -> dict[str, object]:
     """The columns of a run. Takes a while for a long one: it belongs into a thread."""
     run = record.run
-    columns = {
-        "created": run.created, "target": record.target, "model_id": run.provenance.model_id,
-        "framework": run.provenance.framework,
-    }  # fmt: skip
+    # What a sidecar calls itself must not take the run of it along: these columns are only for lists.
+    told = {"model_id": run.provenance.model_id, "framework": run.provenance.framework}
     return {
-        **{name: check_text(text, name) for name, text in columns.items()},
+        **{name: clean_text(text) for name, text in told.items()},
+        "created": check_text(run.created, "created"),
+        "target": check_text(record.target, "target"),
         "run_id": check_id(record.run_id, "run", "run_id"),
         "mode": record.mode.value,
         "question_kind": run.question.kind.value,

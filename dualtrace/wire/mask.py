@@ -14,6 +14,7 @@ from dualtrace.problems import InvalidArgument, Problem, Reason
 from dualtrace.questions.answers import MaskMetadata, MaskReceipt
 from dualtrace.v1 import mask_pb2 as pb
 from dualtrace.v1 import token_pb2
+from dualtrace.wire.strict import finite
 
 MAX_LEVELS = 32
 """Messages nested deeper than any mask that the language allows; it has a limit of its own below this."""
@@ -276,4 +277,6 @@ def metadata_to_pb(metadata: MaskMetadata) -> pb.MaskMetadata:
 
 
 def metadata_from_pb(message: pb.MaskMetadata) -> MaskMetadata:
-    return MaskMetadata(message.name, message.digest, message.shape, message.sparsity, tuple(message.notes))
+    return MaskMetadata(
+        message.name, message.digest, message.shape, finite(message.sparsity, "mask.sparsity"), tuple(message.notes)
+    )

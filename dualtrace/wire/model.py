@@ -6,6 +6,7 @@ from dualtrace.card import Capabilities, Card, Limits, QuestionKind
 from dualtrace.model_card import ModelProvenance
 from dualtrace.questions.answers import Execution
 from dualtrace.v1 import model_pb2 as pb
+from dualtrace.wire.strict import finite
 
 
 def provenance_to_pb(provenance: ModelProvenance) -> pb.ModelProvenance:
@@ -161,10 +162,10 @@ def execution_to_pb(execution: Execution) -> pb.Execution:
 
 def execution_from_pb(message: pb.Execution) -> Execution:
     return Execution(
-        queue_seconds=message.queue_seconds,
-        tokenize_seconds=message.tokenize_seconds,
-        compute_seconds=message.compute_seconds,
-        total_seconds=message.total_seconds,
+        queue_seconds=finite(message.queue_seconds, "execution.queue_seconds"),
+        tokenize_seconds=finite(message.tokenize_seconds, "execution.tokenize_seconds"),
+        compute_seconds=finite(message.compute_seconds, "execution.compute_seconds"),
+        total_seconds=finite(message.total_seconds, "execution.total_seconds"),
         batches=message.batches,
         computed_tokens=message.computed_tokens,
         shared_tokens=message.shared_tokens,

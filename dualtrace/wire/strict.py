@@ -6,13 +6,14 @@ what is unknown is ignored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from dualtrace.problems import InvalidArgument, Reason
+from dualtrace.problems import Internal, InvalidArgument, Reason
 
 MAX_DEPTH = 64
 MAX_ENTRIES = 16_384
@@ -81,3 +82,10 @@ def _refuse_unknown_enum(value: object, field: FieldDescriptor, path: str) -> No
             allowed = ", ".join(entry.name for entry in kind.values if entry.number)
             text = f"{kind.name} value {number} asked; leave the field out for the default"
             raise InvalidArgument(Reason.UNKNOWN_ENUM_VALUE, text, field=path, allowed=allowed)
+
+
+def finite(value: float, field: str) -> float:
+    """A number beside the scores of an answer. One that is none would make the whole report unwritable."""
+    if not math.isfinite(value):
+        raise Internal(Reason.INCOMPLETE_STREAM, f"the answer is broken: {field} is {value}", field=field)
+    return value

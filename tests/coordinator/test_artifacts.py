@@ -14,13 +14,15 @@ import fsspec  # type: ignore[import-untyped]
 import pytest
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from coordinator.artifacts import PART_BYTES, ArtifactStore
+from coordinator.artifacts import PART_BYTES, ArtifactStore, Staged
+from coordinator.recording import RawBytes
 from coordinator.store import Store
 from coordinator.work import work_to_text
 from dualtrace.library import JobState, RunPlan, SideSpec
 from dualtrace.masks.spec import Array, MaskSpec
 from dualtrace.problems import Exhausted, Internal, InvalidArgument, NotFound, Problem, Reason
 from dualtrace.questions.asked import Input, RollingQuestion, Variant
+from dualtrace.tape import Tape
 from tests.support.stored import make_case, make_record, make_run
 
 DATA = bytes(range(256)) * 3000  # 768,000 bytes: three parts
@@ -136,6 +138,57 @@ async def test_what_is_staged_has_no_name_until_it_is_kept(artifacts: ArtifactSt
 async def test_what_is_staged_and_dropped_leaves_nothing(artifacts: ArtifactStore, tmp_path: Path) -> None:
     await artifacts.drop([await artifacts.stage(DATA)])
     assert list_files(tmp_path) == []
+
+
+def raw_bytes(artifacts: ArtifactStore) -> RawBytes:
+    tape = Tape()
+    tape.start(None, "/Score", b"request")
+    tape.add_response(None, b"response")
+    return RawBytes(artifacts, tape)
+
+
+def left_behind(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+async def test_a_tape_that_fills_after_its_comparison_is_not_written_away(
+    artifacts: ArtifactStore, tmp_path: Path
+) -> None:
+    raw = raw_bytes(artifacts)
+    await raw.close()
+    raw.begin()
+    await asyncio.sleep(0.05)
+    assert left_behind(tmp_path) == []
+
+
+async def test_who_is_cancelled_while_bytes_are_dropped_leaves_none(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    raw = raw_bytes(artifacts)
+    raw.begin()
+    closing = asyncio.create_task(raw.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait({closing})
+    for _ in range(100):
+        if not left_behind(tmp_path):
+            break
+        await asyncio.sleep(0.02)
+    assert left_behind(tmp_path) == []
+
+
+async def test_where_one_half_cannot_be_written_the_other_goes_too(
+    artifacts: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = artifacts.stage
+
+    async def fail_on_responses(data: bytes) -> Staged:
+        if data.endswith(b"response"):
+            raise Exhausted(Reason.STORAGE_FULL, "no room")
+        return await stage(data)
+
+    monkeypatch.setattr(artifacts, "stage", fail_on_responses)
+    with pytest.raises(Exhausted):
+        await raw_bytes(artifacts).keep()
+    assert left_behind(tmp_path) == []
 
 
 async def test_the_same_bytes_staged_twice_are_kept_once(artifacts: ArtifactStore, tmp_path: Path) -> None:

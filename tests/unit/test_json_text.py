@@ -31,6 +31,14 @@ def test_a_number_that_is_known_is_spelled_as_before(values: list[float]) -> Non
     assert [texts[value] for value in values] == [repr(value) for value in values]
 
 
+def test_texts_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualtrace.json_text.MOST_KEPT", 10)
+    texts = FloatTexts()
+    texts.learn([n + 0.5 for n in range(100)])
+    assert len(texts) <= 11
+    assert texts[99.5] == "99.5"
+
+
 def test_both_zeros_keep_their_sign() -> None:
     column = [0.0, -0.0] * LONG
     assert dump_json(column) == json.dumps(column)

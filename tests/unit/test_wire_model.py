@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 
 from dualtrace.card import Capabilities, Limits, QuestionKind
 from dualtrace.model_card import ModelProvenance
+from dualtrace.problems import Internal
 from dualtrace.v1 import model_pb2 as pb
 from dualtrace.wire import model as wire
 from tests.support import strategies as known
@@ -22,6 +25,12 @@ FEW = settings(max_examples=80)
 def test_a_card_arrives_as_it_was_sent(card: Any) -> None:
     message = pb.ModelCard.FromString(wire.card_to_pb(card).SerializeToString())
     assert same(wire.card_from_pb(message), card)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_seconds_that_are_no_number_break_the_answer_and_not_the_report(value: float) -> None:
+    with pytest.raises(Internal, match=r"execution\.total_seconds"):
+        wire.execution_from_pb(pb.Execution(total_seconds=value))
 
 
 @FEW
