@@ -143,9 +143,6 @@ class Operations:
     async def list_backends(self, caller: Caller) -> tuple[Backend, ...]:
         return self._book.list()
 
-    async def get_backend(self, caller: Caller, name: str) -> Backend:
-        return self._book.get(name)
-
     async def tokenize(self, caller: Caller, backend: str, texts: Sequence[str]) -> TokenizeAnswer:
         """Texts as a backend's tokenizer cuts them: callers have none, and write questions in ids with it."""
         question = TokenizeQuestion(tuple(Input(text=text) for text in texts))

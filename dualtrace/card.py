@@ -72,10 +72,6 @@ class Card:
     server_version: str = ""
 
 
-def is_answerable(card: Card, kind: QuestionKind) -> bool:
-    return kind in card.capabilities.questions
-
-
 def limits_for(model: ModelCard, configured: Limits) -> Limits:
     """The configured limits, cut down to what this model has."""
     return Limits(

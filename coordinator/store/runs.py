@@ -59,13 +59,17 @@ async def add(connection: AsyncConnection, row: dict[str, object]) -> None:
 async def read_text(connection: AsyncConnection, run_id: str) -> str:
     text = await connection.scalar(select(RunRow.document).where(RunRow.run_id == run_id))
     if text is None:
-        raise NotFound(Reason.NOT_FOUND, f"there is no run {run_id:.100}; list the runs to see all", field="run_id")
+        raise _missing(run_id, "run_id")
     return text
 
 
 async def require(connection: AsyncConnection, run_id: str, field: str) -> None:
     if await connection.scalar(select(RunRow.run_id).where(RunRow.run_id == run_id)) is None:
-        raise NotFound(Reason.NOT_FOUND, f"there is no run {run_id:.100}; list the runs to see all", field=field)
+        raise _missing(run_id, field)
+
+
+def _missing(run_id: str, field: str) -> NotFound:
+    return NotFound(Reason.NOT_FOUND, f"there is no run {run_id:.100}; list the runs to see all", field=field)
 
 
 async def list_page(connection: AsyncConnection, page: PageRequest) -> Page[RunSummary]:

@@ -268,11 +268,6 @@ def write_case(case: Case) -> str:
     )
 
 
-def write_cases(cases: Sequence[Case]) -> str:
-    """Several cases as one YAML file."""
-    return "---\n".join(write_case(case) for case in cases)
-
-
 class _Writer(yaml.SafeDumper):
     """Names stand bare, all other text in quotes or, with several lines, as a block; short lists on one line."""
 

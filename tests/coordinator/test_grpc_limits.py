@@ -21,7 +21,7 @@ from dualtrace.library import ComparePlan, SideSpec
 from dualtrace.problems import DeadlineExceeded, Exhausted, Problem
 from dualtrace.wire.compare import compare_plan_to_pb
 from tests.support.desk import rolling
-from tests.support.faces import ScriptedOperations, open_faces, outcome
+from tests.support.faces import ScriptedOperations, Slow, open_faces, outcome
 
 PLAN = ComparePlan(rolling(20), SideSpec("backend:torch"), SideSpec("backend:jax"))
 COMPARE = "/dualtrace.v1.CompareService/Compare"
@@ -150,15 +150,6 @@ async def test_a_caller_who_does_not_read_loses_the_place_of_a_call_in_the_end(m
                 assert time.monotonic() < end, "the place is still taken"
                 await asyncio.sleep(0.05)
         call.cancel()
-
-
-class Slow(ScriptedOperations):
-    """A comparison that tells a little now and then, for ever."""
-
-    async def compare(self, caller: Any, plan: ComparePlan) -> Any:
-        while True:
-            yield FirstDivergence(0, 1, -1.0, -2.0)
-            await asyncio.sleep(0.05)
 
 
 async def test_a_caller_who_reads_is_told_that_the_time_of_a_call_is_over() -> None:

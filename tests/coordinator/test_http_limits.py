@@ -17,12 +17,11 @@ from google.protobuf import json_format
 
 from coordinator import connections
 from coordinator.http_api import MAX_JSON_BYTES
-from dualtrace.compare.events import FirstDivergence
 from dualtrace.library import ComparePlan, SideSpec
 from dualtrace.v1 import compare_pb2
 from dualtrace.wire.compare import compare_plan_to_pb
 from tests.support.desk import rolling, wait_until
-from tests.support.faces import OpenFaces, Reply, ScriptedOperations, call_http, enveloped, open_faces, outcome
+from tests.support.faces import OpenFaces, Reply, ScriptedOperations, Slow, call_http, enveloped, open_faces, outcome
 
 LIST = "/dualtrace.v1.LibraryService/ListBackends"
 COMPARE = "/dualtrace.v1.CompareService/Compare"
@@ -292,15 +291,6 @@ async def test_the_connection_of_a_caller_who_does_not_read_is_ended(caplog: pyt
 def find_errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What would be taken for a bug of ours."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-
-
-class Slow(ScriptedOperations):
-    """A comparison that tells a little now and then, for ever."""
-
-    async def compare(self, caller: Any, plan: ComparePlan) -> Any:
-        while True:
-            yield FirstDivergence(0, 1, -1.0, -2.0)
-            await asyncio.sleep(0.05)
 
 
 async def test_a_caller_who_reads_is_told_that_the_time_of_a_call_is_over() -> None:

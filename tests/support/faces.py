@@ -89,6 +89,15 @@ class ScriptedOperations:
         return self.text
 
 
+class Slow(ScriptedOperations):
+    """A comparison that tells a little now and then, for ever."""
+
+    async def compare(self, caller: Any, plan: ComparePlan) -> Any:
+        while True:
+            yield FirstDivergence(0, 1, -1.0, -2.0)
+            await asyncio.sleep(0.05)
+
+
 @dataclass
 class OpenFaces:
     """Where the faces listen."""

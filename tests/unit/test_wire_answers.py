@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf.message import Message
 from hypothesis import given, settings
 
 from dualtrace.engine import int_array
@@ -20,12 +19,9 @@ from dualtrace.wire import events
 from tests.support import strategies as known
 from tests.support.answering import fake_engine
 from tests.support.strategies import same
+from tests.support.wired import over_the_wire
 
 FEW = settings(max_examples=80)
-
-
-def over_the_wire(message: Message) -> Any:
-    return type(message).FromString(message.SerializeToString())
 
 
 @FEW

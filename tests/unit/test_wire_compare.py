@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from dualtrace.compare.gates import DEFAULT_GATES, GatePolicy
 from dualtrace.compare.report import Verdict
 from dualtrace.compare.tolerance import PROFILES, Tolerance
 from dualtrace.library import BenchmarkPlan, ComparePlan, Fallback, RunMode, RunPlan, SideSpec
-from dualtrace.problems import Internal, InvalidArgument, Problem, Reason
+from dualtrace.problems import Internal, Problem, Reason
 from dualtrace.questions.asked import Input, RollingQuestion, ScoreQuestion, TokenizeQuestion, Variant
 from dualtrace.v1 import compare_pb2 as pb
 from dualtrace.v1 import model_pb2, scoring_pb2, token_pb2
@@ -23,22 +22,11 @@ from dualtrace.wire import compare as wire
 from dualtrace.wire import compare_events, jobs
 from tests.support import compare_strategies as known
 from tests.support.strategies import same
+from tests.support.wired import FUTURE, over_the_wire, refused
 
 FEW = settings(max_examples=60)
-FUTURE = b"\xfa\x3e\x01\x00"  # field 1007, one byte
 TEXT = RollingQuestion((Input(text="one two"),))
 PLAN = ComparePlan(TEXT, SideSpec("backend:torch"), SideSpec("backend:jax"))
-
-
-def over_the_wire(message: Message) -> Any:
-    """As the other end gets it: bytes and back."""
-    return type(message).FromString(message.SerializeToString())
-
-
-def refused(call: Callable[..., object], *arguments: object) -> tuple[Reason, str]:
-    with pytest.raises(InvalidArgument) as caught:
-        call(*arguments)
-    return caught.value.reason, caught.value.detail.field
 
 
 @FEW

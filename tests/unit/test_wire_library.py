@@ -11,28 +11,17 @@ from hypothesis import given, settings
 
 from dualtrace.compare.report import Verdict
 from dualtrace.library import Case, SideSpec
-from dualtrace.problems import InvalidArgument, Reason
+from dualtrace.problems import Reason
 from dualtrace.questions.asked import Input, RollingQuestion
 from dualtrace.v1 import compare_pb2
 from dualtrace.v1 import library_pb2 as pb
 from dualtrace.wire import library as wire
 from tests.support import compare_strategies as known
 from tests.support.strategies import same
+from tests.support.wired import FUTURE, over_the_wire, refused
 
 FEW = settings(max_examples=60)
-FUTURE = b"\xfa\x3e\x01\x00"  # field 1007, one byte
 CASE = Case("smoke", RollingQuestion((Input(text="one two"),)), SideSpec("backend:a"), SideSpec("run:run-1"))
-
-
-def over_the_wire(message: Message) -> Any:
-    """As the other end gets it: bytes and back."""
-    return type(message).FromString(message.SerializeToString())
-
-
-def refused(call: Callable[..., object], *arguments: object) -> tuple[Reason, str]:
-    with pytest.raises(InvalidArgument) as caught:
-        call(*arguments)
-    return caught.value.reason, caught.value.detail.field
 
 
 @FEW

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf.message import Message
 from hypothesis import given, settings
 
 from dualtrace.problems import InvalidArgument, Reason
@@ -20,13 +19,9 @@ from dualtrace.wire import questions as wire
 from tests.support import strategies as known
 from tests.support.answering import fake_context
 from tests.support.strategies import same
+from tests.support.wired import over_the_wire
 
 FEW = settings(max_examples=80)
-
-
-def over_the_wire(message: Message) -> Any:
-    """As the other end gets it: bytes and back."""
-    return type(message).FromString(message.SerializeToString())
 
 
 @FEW
